@@ -1,0 +1,339 @@
+"""Small frozen values that cross boundaries. Pure Python: every floor may import them.
+
+Lengths and positions count tokens of the whole sequence (prompt and emitted), from 0.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+TokenIds = tuple[int, ...]
+
+
+class SpeculationMode(enum.Enum):
+    """AUTO speculates where it pays, ON in every round, OFF never."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class FinishReason(enum.Enum):
+    """Why a generation ended."""
+
+    LENGTH = "length"  # max_tokens emitted
+    STOP = "stop"  # a stop string, a stop id or the model's own end-of-sequence token
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+
+
+class Origin(enum.Enum):
+    """How an emitted token came to be."""
+
+    ACCEPTED = "accepted"  # drafted, and kept by the target
+    RECOVERED = "recovered"  # the target's own, after a rejection
+    BONUS = "bonus"  # the target's own, after full acceptance (or with nothing drafted)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The sampling transform and the limits of one request.
+
+    temperature 0 is greedy. top_k 0, top_p 1, min_p 0 and penalties 0 / 0 / 1 are off.
+    logprobs None is off; n ≥ 0 asks for the emitted token's log-probability and the n largest.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: TokenIds = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """What the caller wants drafted. No drafters named means: the server's own choice."""
+
+    mode: SpeculationMode = SpeculationMode.AUTO
+    drafters: tuple[str, ...] = ()
+    max_draft_tokens: int | None = None
+    rule: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One request. The prompt is text (str) or token ids."""
+
+    prompt: str | TokenIds
+    sampling: Sampling = Sampling()
+    speculation: Speculation = Speculation()
+    timeout_s: float | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SparseLaw:
+    """A truncated, renormalised law, exactly as it was sampled from: at most 64 ids, probabilities sum to 1."""
+
+    ids: TokenIds
+    probs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A tree of drafted tokens that hangs on the last committed token.
+
+    tokens[i] is node i; parents[i] < i is its parent node, -1 the last committed token.
+    drafters[i] names who proposed node i. laws[i], where a rule needs it, is the law node i was drawn from.
+    """
+
+    tokens: TokenIds = ()
+    parents: TokenIds = ()
+    drafters: tuple[str, ...] = ()
+    laws: tuple[SparseLaw, ...] | None = None
+
+    @staticmethod
+    def chain(tokens: TokenIds, drafter: str = "") -> Draft:
+        """One branch: each token hangs on the one before."""
+        n = len(tokens)
+        return Draft(tokens, tuple(range(-1, n - 1)), (drafter,) * n)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def depths(self) -> TokenIds:
+        """Depth of every node; children of the last committed token have depth 1."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent < 0 else depths[parent] + 1)
+        return tuple(depths)
+
+    def path(self, node: int) -> TokenIds:
+        """Node indices from the root's child down to `node`."""
+        path: list[int] = []
+        while node >= 0:
+            path.append(node)
+            node = self.parents[node]
+        return tuple(reversed(path))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural-log probabilities of one emitted token.
+
+    `logprob` is of the processed law (after penalties, bias, temperature and truncation: the law that was
+    sampled; at temperature 0 the processed law before the argmax), `raw` of the model's own softmax.
+    `top` holds (token id, processed, raw) of the n most probable under the processed law.
+    """
+
+    logprob: float
+    raw: float
+    top: tuple[tuple[int, float, float], ...] = ()
+
+
+# What a worker is told. `base_len` is how many committed tokens the worker should already hold;
+# `tokens` are the committed tokens that follow. base_len 0 opens the session anew and carries `spec`.
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """What a worker must know of a session besides its tokens."""
+
+    sampling: Sampling
+    prompt_len: int
+    max_len: int  # no committed sequence will be longer: the slots to reserve
+    rule: str = "coupled"
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Score the draft after the committed tokens and give a verdict. Prefill is a Verify without a draft."""
+
+    session: int
+    base_len: int
+    tokens: TokenIds
+    draft: Draft = Draft()
+    spec: SessionSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Draft at most `max_tokens` deep after the committed tokens; 0 only takes the tokens in (prefill)."""
+
+    session: int
+    base_len: int
+    tokens: TokenIds
+    max_tokens: int
+    spec: SessionSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Forget the session. No reply."""
+
+    session: int
+
+
+Command = Verify | Propose | Close
+
+# What a worker answers. `at` is the committed length the answer speaks about (base_len + len(tokens)).
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Accepted path (node indices, root to leaf) and one more token of the target's own."""
+
+    session: int
+    at: int
+    accepted: TokenIds
+    token: int
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one per emitted token, where asked for
+    forward_s: float = 0.0  # seconds in the target's forward pass of this batch
+    batch: int = 1  # sessions verified in that pass
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """The draft for one round."""
+
+    session: int
+    at: int
+    draft: Draft
+    compute_s: float = 0.0  # seconds the drafter worked on this batch
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLost:
+    """The worker holds `held` committed tokens, not `base_len`: send again from 0 (`held` is for the log)."""
+
+    session: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """This session cannot go on at this worker. `kind` is the name of a class in `specserve.errors`."""
+
+    session: int
+    kind: str
+    message: str
+
+
+Reply = Verdict | Proposal | SessionLost | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What an open lease says about its replica."""
+
+    pool: str
+    replica: str
+    endpoint: str
+    incarnation: int
+    max_draft_tokens: int = 0  # deepest draft the replica makes or takes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the router must know of the target to check requests."""
+
+    name: str
+    vocab_size: int
+    context_len: int
+    eos_token_ids: TokenIds
+
+
+@dataclass(slots=True)
+class DrafterUsage:
+    """Counts of one drafter in one request. A token counts as drafted when it was sent for verification
+    and was not cut by a stop; as accepted when it was emitted."""
+
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(slots=True)
+class Usage:
+    """Counts of one request, emitted tokens only."""
+
+    prompt_tokens: int = 0
+    emitted_tokens: int = 0
+    rounds: int = 0
+    drafters: dict[str, DrafterUsage] = field(default_factory=dict)
+
+    @property
+    def drafted_tokens(self) -> int:
+        return sum(d.drafted for d in self.drafters.values())
+
+    @property
+    def accepted_tokens(self) -> int:
+        return sum(d.accepted for d in self.drafters.values())
+
+
+@dataclass(frozen=True, slots=True)
+class EmittedToken:
+    """One token that reached the client."""
+
+    id: int
+    origin: Origin
+    drafter: str = ""  # who drafted it, when accepted
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """First event of a stream."""
+
+    request_id: str
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Newly emitted tokens; `text` is what became printable with them (it may lag by part of a character,
+    or by the beginning of what may become a stop string)."""
+
+    tokens: tuple[EmittedToken, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Last event of a stream."""
+
+    reason: FinishReason
+    usage: Usage
+
+
+Event = Started | Chunk | Finished
+
+
+def merge(drafts: Iterator[Draft] | list[Draft]) -> Draft:
+    """Join drafts into one tree; equal siblings become one node, credited to the first who proposed it."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    drafters: list[str] = []
+    index: dict[tuple[int, int], int] = {}
+    for draft in drafts:
+        moved: list[int] = []
+        for token, parent, drafter in zip(draft.tokens, draft.parents, draft.drafters, strict=True):
+            at = moved[parent] if parent >= 0 else -1
+            node = index.get((at, token))
+            if node is None:
+                node = index[at, token] = len(tokens)
+                tokens.append(token)
+                parents.append(at)
+                drafters.append(drafter)
+            moved.append(node)
+    return Draft(tuple(tokens), tuple(parents), tuple(drafters))
