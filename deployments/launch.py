@@ -1,0 +1,135 @@
+"""Bring a config up on a cluster, wait until it answers, and take it down gracefully."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray import serve
+from ray.serve._private import api as serve_api
+from ray.serve.config import HTTPOptions, gRPCOptions
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+
+from specserve.config import AppConfig, parse
+from specserve.errors import ConfigError
+
+CONFIGS = Path(__file__).parent / "configs"
+_GRPC_SERVICES = ("deployments.ingress.add_generation_service", "deployments.ingress.add_health_service")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running deployment."""
+
+    name: str
+    grpc: str
+    http: str
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read and check a Serve config file, ours and Serve's own part alike.
+
+    Raises:
+        ConfigError: the file cannot be read, holds an unknown key, or breaks a bound.
+    """
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {path}: {error}") from error
+    if not isinstance(config, dict) or len(config.get("applications") or ()) != 1:
+        raise ConfigError(f"config {path}: must hold exactly one entry in applications")
+    _known(config, ServeDeploySchema, "")
+    _known(config["applications"][0], ServeApplicationSchema, "applications[0].")
+    _known(config.get("http_options") or {}, HTTPOptions, "http_options.")
+    _known(config.get("grpc_options") or {}, gRPCOptions, "grpc_options.")
+    parse(config["applications"][0].get("args") or {})
+    return config
+
+
+def _known(given: dict[str, Any], schema: Any, where: str) -> None:
+    import difflib
+
+    for key in given:
+        if key not in schema.model_fields:
+            near = difflib.get_close_matches(str(key), schema.model_fields, n=1, cutoff=0)
+            raise ConfigError(f"{where}{key} is no known key; did you mean {near[0]!r}?")
+
+
+@contextmanager
+def up(config: dict[str, Any], report: Callable[[str], None] = lambda _: None) -> Iterator[Server]:
+    """Deploy on the cluster of RAY_ADDRESS, or on a local one started for this; the exit drains open streams.
+
+    Raises:
+        ConfigError: the application cannot start; the message is the replica's own.
+    """
+    application = config["applications"][0]
+    args = parse(application["args"])
+    _start_ray(args, report)
+    try:
+        report("starting Serve")
+        client = serve_api.serve_start(
+            http_options=HTTPOptions(**config.get("http_options", {})),
+            grpc_options=gRPCOptions(
+                **{"grpc_servicer_functions": list(_GRPC_SERVICES), **config.get("grpc_options", {})}
+            ),
+            proxy_location=config.get("proxy_location"),
+        )
+        client.deploy_apps(ServeDeploySchema.model_validate(config))
+        try:
+            _wait_running(application["name"], report)
+            client.wait_for_proxies_serving(wait_for_applications_running=True)
+            host = ray.util.get_node_ip_address()
+            yield Server(
+                name=application["name"],
+                grpc=f"{host}:{config.get('grpc_options', {}).get('port', 9000)}",
+                http=f"http://{host}:{config.get('http_options', {}).get('port', 8000)}",
+            )
+        finally:
+            report("draining open streams")
+            serve.delete(application["name"])
+            serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def _start_ray(args: AppConfig, report: Callable[[str], None]) -> None:
+    # Streamed chunks pass the proxy by value: a fifth of the CPU per chunk.
+    os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
+    if os.environ.get("RAY_ADDRESS"):
+        report(f"joining the cluster at {os.environ['RAY_ADDRESS']}")
+        ray.init(log_to_driver=False, logging_level="warning")
+        return
+    report("starting a local Ray")
+    # Ray's CPUs are counts for placement; a small machine still runs every part, sharing its cores.
+    workers = [args.target, *args.drafters.values(), args.router]
+    wanted = sum(w.replicas.max * w.placement.num_cpus for w in workers)
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, int(wanted) + 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+        object_store_memory=128 << 20,
+    )
+
+
+def _wait_running(name: str, report: Callable[[str], None]) -> None:
+    last = ""
+    while True:
+        status = serve.status().applications[name]
+        state = status.status.value
+        if state == "RUNNING":
+            return
+        if state in ("DEPLOY_FAILED", "UNHEALTHY"):
+            details = [d.message for d in status.deployments.values() if d.message]
+            raise ConfigError("\n".join([status.message, *details]))
+        ready = [n for n, d in status.deployments.items() if d.status.value == "HEALTHY"]
+        line = f"deploying: {len(ready)} of {len(status.deployments)} parts ready"
+        if line != last:
+            report(last := line)
+        time.sleep(0.1)

@@ -1,0 +1,36 @@
+"""The Verifier deployment: the target model over its token pool."""
+
+from deployments.worker import Worker, limit_threads
+from specserve.config import AppConfig, model_dir
+from specserve.serving.backend import Backend
+from specserve.types import ModelFacts
+
+
+class Verifier(Worker):
+    """One replica holds the whole target and serves its leases' sessions in batches."""
+
+    async def __init__(self, config: AppConfig, secret: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        await self._start("target", config, secret, lambda: self._build(config))
+
+    def _build(self, config: AppConfig) -> Backend:
+        target = config.target
+        limit_threads(target.threads)
+        import torch
+
+        from specserve.engine import Engine
+        from specserve.engine.verifier import Verifier as VerifierBackend
+
+        torch.set_num_threads(target.threads)
+        engine = Engine(model_dir(target.model), device=target.device, dtype=target.dtype, slots=target.slots)
+        self._facts = engine.facts()
+        return VerifierBackend(
+            engine,
+            prefill_chunk=target.prefill_chunk,
+            max_batch_tokens=target.max_batch_tokens,
+            queue_timeout_s=target.queue_timeout_s,
+            max_draft_tokens=target.max_draft_tokens,
+        )
+
+    async def facts(self) -> ModelFacts:
+        """What routers must know of the target."""
+        return self._facts

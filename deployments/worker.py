@@ -1,0 +1,73 @@
+"""What Verifier and Drafter replicas share: a backend, its loop, its data-plane endpoint, and leases."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable
+
+import ray
+from ray import serve
+
+from specserve.config import AppConfig, TlsConfig
+from specserve.serving.backend import Backend
+from specserve.serving.worker import WorkerLoop
+from specserve.transport.dataplane import DataPlaneServer, TlsFiles
+from specserve.types import Grant
+
+_ROUTER_CHECK_S = 5.0
+
+
+def tls_files(config: TlsConfig | None) -> TlsFiles | None:
+    return None if config is None else TlsFiles(config.certificate, config.key, config.authority)
+
+
+class Worker:
+    """Base of the worker deployments. A subclass says how its backend is built."""
+
+    async def _start(self, pool: str, config: AppConfig, secret: str, build: Callable[[], Backend]) -> None:
+        """Build the backend off the event loop, then open the endpoint."""
+        self._backend = await asyncio.to_thread(build)
+        self._loop = WorkerLoop(self._backend, name=pool)
+        self._loop.start()
+        incarnation = secrets.randbits(63)
+        self._server = DataPlaneServer(
+            self._loop, secret=secret, incarnation=incarnation, tls=tls_files(config.data_plane.tls)
+        )
+        endpoint = await self._server.start(ray.util.get_node_ip_address())
+        self._grant = Grant(
+            pool=pool,
+            replica=serve.get_replica_context().replica_id.unique_id,
+            endpoint=endpoint,
+            incarnation=incarnation,
+        )
+
+    async def lease(self, router: str) -> AsyncIterator[Grant]:
+        """One grant, then open until the caller cancels: an open lease is one ongoing request to Serve.
+
+        Ray does not end a call whose caller was killed, so a lease also ends by itself when its router
+        has had no data-plane stream here for a while.
+        """
+        yield self._grant
+        absent = 0
+        while absent < 2:
+            await asyncio.sleep(_ROUTER_CHECK_S)
+            absent = 0 if self._server.joined(router) else absent + 1
+
+    async def where(self) -> dict[str, object]:
+        """Which process this is, and what it does: for operators and fault-injection tests."""
+        return {"pid": os.getpid(), "endpoint": self._grant.endpoint, **await self._loop.stats()}
+
+    def check_health(self) -> None:
+        if not self._loop.healthy:
+            raise RuntimeError(f"the backend broke: {self._loop.failure!r}")
+
+    async def __del__(self) -> None:
+        await self._server.stop()
+        await self._loop.close()
+
+
+def limit_threads(threads: int) -> None:
+    """Before torch is loaded: OpenMP reads these once, and idle threads must not spin on shared cores."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ["KMP_BLOCKTIME"] = "0"

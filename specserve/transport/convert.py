@@ -1,0 +1,230 @@
+"""The public API's messages <-> types. Protobuf stops here."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable
+
+from google.protobuf.message import DecodeError
+
+from specserve.errors import InvalidRequest
+from specserve.types import (
+    Chunk,
+    DrafterUsage,
+    EmittedToken,
+    Event,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Origin,
+    Sampling,
+    Speculation,
+    SpeculationMode,
+    Started,
+    TokenLogprobs,
+    Usage,
+)
+from specserve.v1 import generation_pb2 as pb
+
+_OPTIONAL = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logprobs",
+    "ignore_eos",
+)
+_MODES = {
+    pb.SPECULATION_MODE_UNSPECIFIED: SpeculationMode.AUTO,
+    pb.SPECULATION_MODE_AUTO: SpeculationMode.AUTO,
+    pb.SPECULATION_MODE_OFF: SpeculationMode.OFF,
+    pb.SPECULATION_MODE_ON: SpeculationMode.ON,
+}
+_MODE_NUMBERS = {mode: number for number, mode in _MODES.items() if number}
+_REASONS = {
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+}
+_REASON_OF = {number: reason for reason, number in _REASONS.items()}
+_ORIGINS = {
+    Origin.ACCEPTED: pb.TOKEN_ORIGIN_ACCEPTED,
+    Origin.RECOVERED: pb.TOKEN_ORIGIN_RECOVERED,
+    Origin.BONUS: pb.TOKEN_ORIGIN_BONUS,
+}
+_ORIGIN_OF = {number: origin for origin, number in _ORIGINS.items()}
+
+
+def parse_generate(raw: bytes, request_id: str) -> GenerationRequest:
+    """A serialized GenerateRequest -> types. Bounds are checked later, in one place, for every transport.
+
+    Raises:
+        InvalidRequest: the bytes are no such message (a string that is not UTF-8, for one).
+    """
+    try:
+        return request_of(pb.GenerateRequest.FromString(raw), request_id)
+    except DecodeError as error:
+        raise _not_a("GenerateRequest", raw) from error
+
+
+def parse_stream_generate(raw: bytes, request_id: str) -> GenerationRequest:
+    """A serialized StreamGenerateRequest -> types; raises as `parse_generate`."""
+    try:
+        return request_of(pb.StreamGenerateRequest.FromString(raw).generate, request_id)
+    except DecodeError as error:
+        raise _not_a("StreamGenerateRequest", raw) from error
+
+
+def _not_a(name: str, raw: bytes) -> InvalidRequest:
+    return InvalidRequest("request", f"must be a specserve.v1.{name} whose strings are valid UTF-8", raw[:40])
+
+
+def request_of(message: pb.GenerateRequest, request_id: str) -> GenerationRequest:
+    """Unset fields take the defaults of `types`; an unset seed is drawn here, so that it can be reported."""
+    which = message.WhichOneof("prompt")
+    if which is None:
+        raise InvalidRequest("prompt", "must be set: text or token_ids", None)
+    prompt = message.text if which == "text" else tuple(message.token_ids.ids)
+    if message.speculation.mode not in _MODES:
+        raise InvalidRequest("speculation.mode", "must be AUTO, OFF or ON", message.speculation.mode)
+    policy = message.speculation
+    return GenerationRequest(
+        prompt=prompt,
+        sampling=_sampling(message.sampling),
+        speculation=Speculation(
+            mode=_MODES[policy.mode],
+            drafters=tuple(policy.drafters),
+            max_draft_tokens=policy.max_draft_tokens if policy.HasField("max_draft_tokens") else None,
+            rule=policy.rule if policy.HasField("rule") else None,
+        ),
+        timeout_s=message.timeout_ms / 1000 if message.HasField("timeout_ms") else None,
+        request_id=request_id,
+    )
+
+
+def _sampling(message: pb.SamplingParameters) -> Sampling:
+    given = {name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)}
+    given.setdefault("seed", secrets.randbits(63))
+    return Sampling(
+        **given,
+        stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        logit_bias=dict(message.logit_bias),
+    )
+
+
+def message_of(request: GenerationRequest) -> pb.GenerateRequest:
+    """Inverse of `request_of`, for clients. Values equal to the defaults stay unset, the seed always goes along."""
+    message = pb.GenerateRequest()
+    if isinstance(request.prompt, str):
+        message.text = request.prompt
+    else:
+        message.token_ids.ids.extend(request.prompt)
+    sampling, default = request.sampling, Sampling()
+    for name in _OPTIONAL:
+        value = getattr(sampling, name)
+        if value is not None and (name == "seed" or value != getattr(default, name)):
+            setattr(message.sampling, name, value)
+    message.sampling.stop.extend(sampling.stop)
+    message.sampling.stop_token_ids.extend(sampling.stop_token_ids)
+    for token, bias in sampling.logit_bias.items():
+        message.sampling.logit_bias[token] = bias
+    policy = message.speculation
+    policy.mode = _MODE_NUMBERS[request.speculation.mode]
+    policy.drafters.extend(request.speculation.drafters)
+    if request.speculation.max_draft_tokens is not None:
+        policy.max_draft_tokens = request.speculation.max_draft_tokens
+    if request.speculation.rule is not None:
+        policy.rule = request.speculation.rule
+    if request.timeout_s is not None:
+        message.timeout_ms = max(1, math.ceil(request.timeout_s * 1000))
+    return message
+
+
+def encode_event(event: Event, seed: int) -> pb.StreamGenerateResponse:
+    """One event of a stream."""
+    message = pb.StreamGenerateResponse()
+    if isinstance(event, Started):
+        message.started.request_id = event.request_id
+        message.started.prompt_tokens = event.prompt_tokens
+        message.started.seed = seed
+    elif isinstance(event, Chunk):
+        message.chunk.text = event.text
+        for token in event.tokens:
+            out = message.chunk.tokens.add(id=token.id, origin=_ORIGINS[token.origin], drafter=token.drafter)
+            if token.logprobs is not None:
+                _put_logprobs(out.logprobs, token.logprobs)
+    else:
+        message.finished.finish_reason = _REASONS[event.reason]
+        _put_usage(message.finished.usage, event.usage)
+    return message
+
+
+def decode_event(message: pb.StreamGenerateResponse) -> Event:
+    """Inverse of `encode_event`."""
+    if message.HasField("started"):
+        return Started(message.started.request_id, message.started.prompt_tokens)
+    if message.HasField("chunk"):
+        tokens = tuple(
+            EmittedToken(
+                t.id,
+                _ORIGIN_OF[t.origin],
+                t.drafter,
+                _logprobs(t.logprobs) if t.HasField("logprobs") else None,
+            )
+            for t in message.chunk.tokens
+        )
+        return Chunk(tokens, message.chunk.text)
+    return Finished(_REASON_OF[message.finished.finish_reason], usage_of(message.finished.usage))
+
+
+def encode_response(events: Iterable[Event], seed: int) -> pb.GenerateResponse:
+    """The whole answer from the events of one generation."""
+    response, texts = pb.GenerateResponse(seed=seed), []
+    for event in events:
+        if isinstance(event, Started):
+            response.request_id = event.request_id
+        elif isinstance(event, Chunk):
+            texts.append(event.text)
+            for token in event.tokens:
+                response.token_ids.append(token.id)
+                if token.logprobs is not None:
+                    _put_logprobs(response.logprobs.add(), token.logprobs)
+        else:
+            response.finish_reason = _REASONS[event.reason]
+            _put_usage(response.usage, event.usage)
+    response.text = "".join(texts)
+    return response
+
+
+def usage_of(message: pb.Usage) -> Usage:
+    """Counts of one request."""
+    return Usage(
+        prompt_tokens=message.prompt_tokens,
+        emitted_tokens=message.emitted_tokens,
+        rounds=message.rounds,
+        drafters={d.drafter: DrafterUsage(d.drafted_tokens, d.accepted_tokens) for d in message.drafters},
+    )
+
+
+def _put_usage(out: pb.Usage, usage: Usage) -> None:
+    out.prompt_tokens, out.emitted_tokens, out.rounds = usage.prompt_tokens, usage.emitted_tokens, usage.rounds
+    out.drafted_tokens, out.accepted_tokens = usage.drafted_tokens, usage.accepted_tokens
+    for name, drafter in usage.drafters.items():
+        out.drafters.add(drafter=name, drafted_tokens=drafter.drafted, accepted_tokens=drafter.accepted)
+
+
+def _put_logprobs(out: pb.TokenLogprobs, logprobs: TokenLogprobs) -> None:
+    out.logprob, out.raw_logprob = logprobs.logprob, logprobs.raw
+    for token, processed, raw in logprobs.top:
+        out.top.add(token_id=token, logprob=processed, raw_logprob=raw)
+
+
+def _logprobs(message: pb.TokenLogprobs) -> TokenLogprobs:
+    top = tuple((c.token_id, c.logprob, c.raw_logprob) for c in message.top)
+    return TokenLogprobs(message.logprob, message.raw_logprob, top)

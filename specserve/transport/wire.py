@@ -1,0 +1,155 @@
+"""The data plane's messages <-> types. Both directions are hot: one call each per batch, plain loops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from specserve.types import (
+    Close,
+    Command,
+    Draft,
+    Failed,
+    Proposal,
+    Propose,
+    Reply,
+    Sampling,
+    SessionLost,
+    SessionSpec,
+    SparseLaw,
+    TokenLogprobs,
+    Verdict,
+    Verify,
+)
+from specserve.worker.v1 import worker_pb2 as pb
+
+
+def encode_commands(commands: Sequence[Command]) -> pb.WorkRequest:
+    """One message for one replica. A session's close never overtakes its other commands: it is its last."""
+    request = pb.WorkRequest()
+    for command in commands:
+        if isinstance(command, Verify):
+            verify = request.verify.add(session=command.session, base_len=command.base_len, tokens=command.tokens)
+            if command.draft.tokens:
+                _put_draft(verify.draft, command.draft)
+            if command.spec is not None:
+                _put_spec(verify.spec, command.spec)
+        elif isinstance(command, Propose):
+            propose = request.propose.add(
+                session=command.session,
+                base_len=command.base_len,
+                tokens=command.tokens,
+                max_tokens=command.max_tokens,
+            )
+            if command.spec is not None:
+                _put_spec(propose.spec, command.spec)
+        else:
+            request.close.append(command.session)
+    return request
+
+
+def decode_commands(request: pb.WorkRequest) -> list[Command]:
+    """Inverse of `encode_commands`."""
+    commands: list[Command] = []
+    for v in request.verify:
+        draft = _get_draft(v.draft) if v.HasField("draft") else Draft()
+        spec = _get_spec(v.spec) if v.HasField("spec") else None
+        commands.append(Verify(v.session, v.base_len, tuple(v.tokens), draft, spec))
+    for p in request.propose:
+        spec = _get_spec(p.spec) if p.HasField("spec") else None
+        commands.append(Propose(p.session, p.base_len, tuple(p.tokens), p.max_tokens, spec))
+    commands.extend(Close(session) for session in request.close)
+    return commands
+
+
+def encode_replies(replies: Sequence[Reply]) -> pb.WorkResponse:
+    """One message for one router."""
+    response = pb.WorkResponse()
+    for reply in replies:
+        if isinstance(reply, Verdict):
+            verdict = response.verdicts.add(
+                session=reply.session,
+                at=reply.at,
+                accepted=reply.accepted,
+                token=reply.token,
+                forward_s=reply.forward_s,
+                batch=reply.batch,
+            )
+            for entry in reply.logprobs:
+                ids, processed, raw = zip(*entry.top, strict=True) if entry.top else ((), (), ())
+                verdict.logprobs.add(
+                    logprob=entry.logprob, raw=entry.raw, top_ids=ids, top_logprobs=processed, top_raw=raw
+                )
+        elif isinstance(reply, Proposal):
+            proposal = response.proposals.add(session=reply.session, at=reply.at, compute_s=reply.compute_s)
+            _put_draft(proposal.draft, reply.draft)
+        elif isinstance(reply, SessionLost):
+            response.lost.add(session=reply.session, held=reply.held)
+        else:
+            response.failed.add(session=reply.session, kind=reply.kind, message=reply.message)
+    return response
+
+
+def decode_replies(response: pb.WorkResponse, drafter: str = "") -> list[Reply]:
+    """Inverse of `encode_replies`; `drafter` names the pool the stream belongs to, for attribution."""
+    replies: list[Reply] = []
+    for v in response.verdicts:
+        logprobs = tuple(
+            TokenLogprobs(e.logprob, e.raw, tuple(zip(e.top_ids, e.top_logprobs, e.top_raw, strict=True)))
+            for e in v.logprobs
+        )
+        replies.append(Verdict(v.session, v.at, tuple(v.accepted), v.token, logprobs, v.forward_s, v.batch))
+    for p in response.proposals:
+        replies.append(Proposal(p.session, p.at, _get_draft(p.draft, drafter), p.compute_s))
+    for s in response.lost:
+        replies.append(SessionLost(s.session, s.held))
+    for f in response.failed:
+        replies.append(Failed(f.session, f.kind, f.message))
+    return replies
+
+
+def _put_draft(out: pb.Draft, draft: Draft) -> None:
+    out.tokens.extend(draft.tokens)
+    if draft.parents != tuple(range(-1, len(draft.tokens) - 1)):
+        out.parents.extend(draft.parents)
+    if draft.laws is not None:
+        for law in draft.laws:
+            out.laws.add(ids=law.ids, probs=law.probs)
+
+
+def _get_draft(draft: pb.Draft, drafter: str = "") -> Draft:
+    tokens = tuple(draft.tokens)
+    parents = tuple(draft.parents) or tuple(range(-1, len(tokens) - 1))
+    laws = tuple(SparseLaw(tuple(law.ids), tuple(law.probs)) for law in draft.laws) or None
+    return Draft(tokens, parents, (drafter,) * len(tokens), laws)
+
+
+# Sampling's fields that workers need, by the same name on both sides.
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+
+
+def _put_spec(out: pb.SessionSpec, spec: SessionSpec) -> None:
+    out.prompt_len, out.max_len, out.rule = spec.prompt_len, spec.max_len, spec.rule
+    for name in _SAMPLING:
+        setattr(out, name, getattr(spec.sampling, name))
+    for token, bias in spec.sampling.logit_bias.items():
+        out.logit_bias[token] = bias
+    if spec.sampling.logprobs is not None:
+        out.logprobs = spec.sampling.logprobs
+
+
+def _get_spec(spec: pb.SessionSpec) -> SessionSpec:
+    sampling = Sampling(
+        **{name: getattr(spec, name) for name in _SAMPLING},
+        logit_bias=dict(spec.logit_bias),
+        logprobs=spec.logprobs if spec.HasField("logprobs") else None,
+    )
+    return SessionSpec(sampling, spec.prompt_len, spec.max_len, spec.rule)
