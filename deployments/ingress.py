@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
+from specserve.transport.convert import MAX_REQUEST_BYTES
 from specserve.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 
 __all__ = ["add_generation_service", "add_health_service"]
@@ -17,9 +18,10 @@ def add_health_service(servicer: Any, server: Any) -> None:
 
 
 def add_generation_service(servicer: Any, server: Any) -> None:
-    """specserve.v1.GenerationService, its requests handed on as bytes.
+    """specserve.v1.GenerationService, its requests handed on as bytes, or as their size when it is too large.
 
-    The router parses them, so that a string that is not UTF-8 is INVALID_ARGUMENT (grpc itself says INTERNAL).
+    The router parses them, so that a string that is not UTF-8 and a message that Serve's own 4 MiB between proxy and
+    replica would stop are both INVALID_ARGUMENT (grpc and Serve say INTERNAL).
     """
     add_GenerationServiceServicer_to_server(servicer, _RawRequests(server))
 
@@ -38,4 +40,8 @@ class _RawRequests:
 
 
 def _raw(handlers: dict[str, Any]) -> dict[str, Any]:
-    return {name: handler._replace(request_deserializer=None) for name, handler in handlers.items()}
+    return {name: handler._replace(request_deserializer=_bounded) for name, handler in handlers.items()}
+
+
+def _bounded(raw: bytes) -> bytes | int:
+    return raw if len(raw) <= MAX_REQUEST_BYTES else len(raw)

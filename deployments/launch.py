@@ -1,5 +1,6 @@
 """Bring a config up on a cluster, wait until it answers, and take it down gracefully."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -67,6 +68,7 @@ def up(config: dict[str, Any], report: Callable[[str], None] = lambda _: None) -
     Raises:
         ConfigError: the application cannot start; the message is the replica's own.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     application = config["applications"][0]
     args = parse(application["args"])
     _start_ray(args, report)
@@ -92,7 +94,6 @@ def up(config: dict[str, Any], report: Callable[[str], None] = lambda _: None) -
         finally:
             report("draining open streams")
             serve.delete(application["name"])
-            serve.shutdown()
     finally:
         ray.shutdown()
 

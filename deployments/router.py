@@ -45,14 +45,14 @@ class Router:
         )
         self._router = SessionRouter(port, self._facts, Tokenizer.from_file(str(path)), settings(config))
 
-    async def Generate(self, raw: bytes, grpc_context: RayServegRPCContext) -> pb.GenerateResponse:
+    async def Generate(self, raw: bytes | int, grpc_context: RayServegRPCContext) -> pb.GenerateResponse:
         with _status(grpc_context):
             request = convert.parse_generate(raw, _request_id(grpc_context))
             async with aclosing(self._router.generate(request)) as events:
                 return convert.encode_response([event async for event in events], request.sampling.seed)
 
     async def StreamGenerate(
-        self, raw: bytes, grpc_context: RayServegRPCContext
+        self, raw: bytes | int, grpc_context: RayServegRPCContext
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
         with _status(grpc_context):
             request = convert.parse_stream_generate(raw, _request_id(grpc_context))
@@ -61,7 +61,7 @@ class Router:
                 async for event in events:
                     yield convert.encode_event(event, request.sampling.seed)
 
-    async def GetServerInfo(self, raw: bytes) -> pb.GetServerInfoResponse:
+    async def GetServerInfo(self, raw: bytes | int) -> pb.GetServerInfoResponse:
         config, facts = self._config, self._facts
         return pb.GetServerInfoResponse(
             version=specserve.__version__,

@@ -21,14 +21,19 @@ class Verifier(Worker):
         from specserve.engine.verifier import Verifier as VerifierBackend
 
         torch.set_num_threads(target.threads)
-        engine = Engine(model_dir(target.model), device=target.device, dtype=target.dtype, slots=target.slots)
+        engine = Engine(
+            model_dir(target.model),
+            device=target.device,
+            dtype=target.dtype,
+            slots=target.slots,
+            max_nodes=target.max_draft_tokens,
+        )
         self._facts = engine.facts()
         return VerifierBackend(
             engine,
             prefill_chunk=target.prefill_chunk,
             max_batch_tokens=target.max_batch_tokens,
             queue_timeout_s=target.queue_timeout_s,
-            max_draft_tokens=target.max_draft_tokens,
         )
 
     async def facts(self) -> ModelFacts:

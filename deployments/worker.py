@@ -57,6 +57,10 @@ class Worker:
         """Which process this is, and what it does: for operators and fault-injection tests."""
         return {"pid": os.getpid(), "endpoint": self._grant.endpoint, **await self._loop.stats()}
 
+    async def forget_sessions(self) -> None:
+        """Drop every session, as a restart would: routers are told and send theirs again."""
+        self._loop.forget()
+
     def check_health(self) -> None:
         if not self._loop.healthy:
             raise RuntimeError(f"the backend broke: {self._loop.failure!r}")

@@ -63,12 +63,18 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """What the caller wants drafted. No drafters named means: the server's own choice."""
+    """What the caller wants drafted. No drafters named means: the server's own choice; None: the drafter's.
+
+    branches: chains drawn i.i.d. per round, or most children of a node where the rule takes trees.
+    max_draft_nodes: most drafted tokens of one round, all branches together.
+    """
 
     mode: SpeculationMode = SpeculationMode.AUTO
     drafters: tuple[str, ...] = ()
     max_draft_tokens: int | None = None
     rule: str | None = None
+    branches: int | None = None
+    max_draft_nodes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +101,17 @@ class Draft:
     """A tree of drafted tokens that hangs on the last committed token.
 
     tokens[i] is node i; parents[i] < i is its parent node, -1 the last committed token.
-    drafters[i] names who proposed node i. laws[i], where a rule needs it, is the law node i was drawn from.
+    drafters[i] names who proposed node i. laws[i], where a rule needs it, is the law node i was drawn from
+    (of siblings drawn without replacement: the law before any of them was taken away).
+    chains, where sequences were drawn i.i.d. and then merged: the nodes of each one in the order drawn, so that
+    multiplicity and order survive the merging. Empty: every node was drawn once, siblings in the order of their index.
     """
 
     tokens: TokenIds = ()
     parents: TokenIds = ()
     drafters: tuple[str, ...] = ()
     laws: tuple[SparseLaw, ...] | None = None
+    chains: tuple[TokenIds, ...] = ()
 
     @staticmethod
     def chain(tokens: TokenIds, drafter: str = "") -> Draft:
@@ -154,6 +164,8 @@ class SessionSpec:
     prompt_len: int
     max_len: int  # no committed sequence will be longer: the slots to reserve
     rule: str = "coupled"
+    branches: int = 0  # as in Speculation; 0 is the drafter's own choice
+    max_draft_nodes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +301,23 @@ class EmittedToken:
     origin: Origin
     drafter: str = ""  # who drafted it, when accepted
     logprobs: TokenLogprobs | None = None
+    text_end: int = 0  # characters of its chunk's text up to and with what it made printable
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """How one round went, times in seconds. The round's overhead is what `wall_s` has beyond `forward_s`.
+
+    `wall_s` runs from one verdict to the next (the first from admission), `draft_s` is the wait for drafts in it,
+    `forward_s` the target's forward pass, shared by `batch` sessions; `nodes` were drafted, the deepest at `depth`.
+    """
+
+    wall_s: float
+    forward_s: float
+    draft_s: float = 0.0
+    nodes: int = 0
+    depth: int = 0
+    batch: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +335,7 @@ class Chunk:
 
     tokens: tuple[EmittedToken, ...]
     text: str
+    round: Round | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from specserve.types import Chunk, Event, Finished, Origin
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _STYLES = ("green", "cyan", "magenta", "yellow", "blue")
 
 
 class Painter:
-    """Paints events as they come. Text is coloured by chunk: a chunk's accepted share comes first.
+    """Paints events as they come. Without a terminal the plain text is written, so that it can be piped."""
 
-    Colour needs a terminal; without one the plain text is written, so that it can be piped.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         from rich.console import Console
 
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = console or Console(highlight=False)
         self._style_of: dict[str, str] = {}
         self.finished: Finished | None = None
 
@@ -27,13 +29,13 @@ class Painter:
             self.finished = event
         if not isinstance(event, Chunk) or not event.text:
             return
-        accepted = [t for t in event.tokens if t.origin is Origin.ACCEPTED]
+        start = 0
         text = Text(event.text)
-        if accepted and event.tokens:
-            # Text has no token borders of its own: the accepted share of the tokens marks that share of the text.
-            cut = round(len(event.text) * len(accepted) / len(event.tokens))
-            text.stylize(self._style(accepted[0].drafter), 0, cut)
-        self._console.print(text, end="")
+        for token in event.tokens:
+            if token.origin is Origin.ACCEPTED:
+                text.stylize(self._style(token.drafter), start, token.text_end)
+            start = token.text_end
+        self._console.print(text, end="", soft_wrap=True)
 
     def close(self) -> None:
         """End the line, then say what it took."""

@@ -78,6 +78,8 @@ def request(
     drafters: Sequence[str] = (),
     max_draft_tokens: int | None = None,
     rule: str | None = None,
+    branches: int | None = None,
+    max_draft_nodes: int | None = None,
     timeout_s: float | None = None,
     **sampling: Any,
 ) -> GenerationRequest:
@@ -93,7 +95,7 @@ def request(
     return GenerationRequest(
         prompt if isinstance(prompt, str) else tuple(prompt),
         Sampling(**sampling),
-        Speculation(SpeculationMode(mode), tuple(drafters), max_draft_tokens, rule),
+        Speculation(SpeculationMode(mode), tuple(drafters), max_draft_tokens, rule, branches, max_draft_nodes),
         timeout_s,
     )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable
+from typing import TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from specserve.errors import InvalidRequest
 from specserve.types import (
@@ -18,6 +19,7 @@ from specserve.types import (
     FinishReason,
     GenerationRequest,
     Origin,
+    Round,
     Sampling,
     Speculation,
     SpeculationMode,
@@ -26,6 +28,9 @@ from specserve.types import (
     Usage,
 )
 from specserve.v1 import generation_pb2 as pb
+
+MAX_REQUEST_BYTES = 3 << 20
+_M = TypeVar("_M", bound=Message)
 
 _OPTIONAL = (
     "max_tokens",
@@ -40,6 +45,7 @@ _OPTIONAL = (
     "logprobs",
     "ignore_eos",
 )
+_OPTIONAL_POLICY = ("max_draft_tokens", "rule", "branches", "max_draft_nodes")
 _MODES = {
     pb.SPECULATION_MODE_UNSPECIFIED: SpeculationMode.AUTO,
     pb.SPECULATION_MODE_AUTO: SpeculationMode.AUTO,
@@ -60,28 +66,30 @@ _ORIGINS = {
 _ORIGIN_OF = {number: origin for origin, number in _ORIGINS.items()}
 
 
-def parse_generate(raw: bytes, request_id: str) -> GenerationRequest:
+def parse_generate(raw: bytes | int, request_id: str) -> GenerationRequest:
     """A serialized GenerateRequest -> types. Bounds are checked later, in one place, for every transport.
 
+    Args:
+        raw: the message, or only its size in bytes when that is above MAX_REQUEST_BYTES.
     Raises:
-        InvalidRequest: the bytes are no such message (a string that is not UTF-8, for one).
+        InvalidRequest: too large, or no such message (a string that is not UTF-8, for one).
     """
+    return request_of(_parse(pb.GenerateRequest, raw), request_id)
+
+
+def parse_stream_generate(raw: bytes | int, request_id: str) -> GenerationRequest:
+    """A serialized StreamGenerateRequest -> types; as `parse_generate`."""
+    return request_of(_parse(pb.StreamGenerateRequest, raw).generate, request_id)
+
+
+def _parse(kind: type[_M], raw: bytes | int) -> _M:
+    if isinstance(raw, int):
+        raise InvalidRequest("request", f"must be at most {MAX_REQUEST_BYTES} bytes", raw)
     try:
-        return request_of(pb.GenerateRequest.FromString(raw), request_id)
+        return kind.FromString(raw)
     except DecodeError as error:
-        raise _not_a("GenerateRequest", raw) from error
-
-
-def parse_stream_generate(raw: bytes, request_id: str) -> GenerationRequest:
-    """A serialized StreamGenerateRequest -> types; raises as `parse_generate`."""
-    try:
-        return request_of(pb.StreamGenerateRequest.FromString(raw).generate, request_id)
-    except DecodeError as error:
-        raise _not_a("StreamGenerateRequest", raw) from error
-
-
-def _not_a(name: str, raw: bytes) -> InvalidRequest:
-    return InvalidRequest("request", f"must be a specserve.v1.{name} whose strings are valid UTF-8", raw[:40])
+        bound = f"must be a {kind.DESCRIPTOR.full_name} whose strings are valid UTF-8"
+        raise InvalidRequest("request", bound, raw[:40]) from error
 
 
 def request_of(message: pb.GenerateRequest, request_id: str) -> GenerationRequest:
@@ -99,8 +107,7 @@ def request_of(message: pb.GenerateRequest, request_id: str) -> GenerationReques
         speculation=Speculation(
             mode=_MODES[policy.mode],
             drafters=tuple(policy.drafters),
-            max_draft_tokens=policy.max_draft_tokens if policy.HasField("max_draft_tokens") else None,
-            rule=policy.rule if policy.HasField("rule") else None,
+            **{name: getattr(policy, name) for name in _OPTIONAL_POLICY if policy.HasField(name)},
         ),
         timeout_s=message.timeout_ms / 1000 if message.HasField("timeout_ms") else None,
         request_id=request_id,
@@ -137,10 +144,10 @@ def message_of(request: GenerationRequest) -> pb.GenerateRequest:
     policy = message.speculation
     policy.mode = _MODE_NUMBERS[request.speculation.mode]
     policy.drafters.extend(request.speculation.drafters)
-    if request.speculation.max_draft_tokens is not None:
-        policy.max_draft_tokens = request.speculation.max_draft_tokens
-    if request.speculation.rule is not None:
-        policy.rule = request.speculation.rule
+    for name in _OPTIONAL_POLICY:
+        value = getattr(request.speculation, name)
+        if value is not None:
+            setattr(policy, name, value)
     if request.timeout_s is not None:
         message.timeout_ms = max(1, math.ceil(request.timeout_s * 1000))
     return message
@@ -156,9 +163,13 @@ def encode_event(event: Event, seed: int) -> pb.StreamGenerateResponse:
     elif isinstance(event, Chunk):
         message.chunk.text = event.text
         for token in event.tokens:
-            out = message.chunk.tokens.add(id=token.id, origin=_ORIGINS[token.origin], drafter=token.drafter)
+            out = message.chunk.tokens.add(
+                id=token.id, origin=_ORIGINS[token.origin], drafter=token.drafter, text_end=token.text_end
+            )
             if token.logprobs is not None:
                 _put_logprobs(out.logprobs, token.logprobs)
+        if event.round is not None:
+            _put_round(message.chunk.round, event.round)
     else:
         message.finished.finish_reason = _REASONS[event.reason]
         _put_usage(message.finished.usage, event.usage)
@@ -176,10 +187,12 @@ def decode_event(message: pb.StreamGenerateResponse) -> Event:
                 _ORIGIN_OF[t.origin],
                 t.drafter,
                 _logprobs(t.logprobs) if t.HasField("logprobs") else None,
+                t.text_end,
             )
             for t in message.chunk.tokens
         )
-        return Chunk(tokens, message.chunk.text)
+        round_ = _round(message.chunk.round) if message.chunk.HasField("round") else None
+        return Chunk(tokens, message.chunk.text, round_)
     return Finished(_REASON_OF[message.finished.finish_reason], usage_of(message.finished.usage))
 
 
@@ -200,6 +213,22 @@ def encode_response(events: Iterable[Event], seed: int) -> pb.GenerateResponse:
             _put_usage(response.usage, event.usage)
     response.text = "".join(texts)
     return response
+
+
+def _put_round(out: pb.Round, round_: Round) -> None:
+    out.wall_ms, out.forward_ms = round_.wall_s * 1e3, round_.forward_s * 1e3
+    out.draft_ms, out.nodes, out.depth, out.batch = round_.draft_s * 1e3, round_.nodes, round_.depth, round_.batch
+
+
+def _round(message: pb.Round) -> Round:
+    return Round(
+        message.wall_ms / 1e3,
+        message.forward_ms / 1e3,
+        message.draft_ms / 1e3,
+        message.nodes,
+        message.depth,
+        message.batch,
+    )
 
 
 def usage_of(message: pb.Usage) -> Usage:

@@ -114,13 +114,16 @@ def _put_draft(out: pb.Draft, draft: Draft) -> None:
     if draft.laws is not None:
         for law in draft.laws:
             out.laws.add(ids=law.ids, probs=law.probs)
+    for chain in draft.chains:
+        out.chains.add(nodes=chain)
 
 
 def _get_draft(draft: pb.Draft, drafter: str = "") -> Draft:
     tokens = tuple(draft.tokens)
     parents = tuple(draft.parents) or tuple(range(-1, len(tokens) - 1))
     laws = tuple(SparseLaw(tuple(law.ids), tuple(law.probs)) for law in draft.laws) or None
-    return Draft(tokens, parents, (drafter,) * len(tokens), laws)
+    chains = tuple(tuple(path.nodes) for path in draft.chains)
+    return Draft(tokens, parents, (drafter,) * len(tokens), laws, chains)
 
 
 # Sampling's fields that workers need, by the same name on both sides.
@@ -138,6 +141,7 @@ _SAMPLING = (
 
 def _put_spec(out: pb.SessionSpec, spec: SessionSpec) -> None:
     out.prompt_len, out.max_len, out.rule = spec.prompt_len, spec.max_len, spec.rule
+    out.branches, out.max_draft_nodes = spec.branches, spec.max_draft_nodes
     for name in _SAMPLING:
         setattr(out, name, getattr(spec.sampling, name))
     for token, bias in spec.sampling.logit_bias.items():
@@ -152,4 +156,4 @@ def _get_spec(spec: pb.SessionSpec) -> SessionSpec:
         logit_bias=dict(spec.logit_bias),
         logprobs=spec.logprobs if spec.HasField("logprobs") else None,
     )
-    return SessionSpec(sampling, spec.prompt_len, spec.max_len, spec.rule)
+    return SessionSpec(sampling, spec.prompt_len, spec.max_len, spec.rule, spec.branches, spec.max_draft_nodes)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dspecserve/v1/generation.proto\x12\x0cspecserve.v1\"\xea\x01\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.specserve.v1.TokenIdsH\x00\x12\x32\n\x08sampling\x18\x03 \x01(\x0b\x32 .specserve.v1.SamplingParameters\x12\x34\n\x0bspeculation\x18\x04 \x01(\x0b\x32\x1f.specserve.v1.SpeculationPolicy\x12\x17\n\ntimeout_ms\x18\x05 \x01(\rH\x01\x88\x01\x01\x42\x08\n\x06promptB\r\n\x0b_timeout_ms\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe7\x04\n\x12SamplingParameters\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12\x43\n\nlogit_bias\x18\x0c \x03(\x0b\x32/.specserve.v1.SamplingParameters.LogitBiasEntry\x12\x15\n\x08logprobs\x18\r \x01(\rH\t\x88\x01\x01\x12\x17\n\nignore_eos\x18\x0e \x01(\x08H\n\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobsB\r\n\x0b_ignore_eos\"\xa2\x01\n\x11SpeculationPolicy\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.specserve.v1.SpeculationMode\x12\x10\n\x08\x64rafters\x18\x02 \x03(\t\x12\x1d\n\x10max_draft_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04rule\x18\x04 \x01(\tH\x01\x88\x01\x01\x42\x13\n\x11_max_draft_tokensB\x07\n\x05_rule\"\xdb\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.specserve.v1.FinishReason\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.specserve.v1.Usage\x12-\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1b.specserve.v1.TokenLogprobs\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"\xa5\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x16\n\x0e\x65mitted_tokens\x18\x02 \x01(\r\x12\x0e\n\x06rounds\x18\x03 \x01(\r\x12\x16\n\x0e\x64rafted_tokens\x18\x04 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x05 \x01(\r\x12,\n\x08\x64rafters\x18\x06 \x03(\x0b\x32\x1a.specserve.v1.DrafterUsage\"P\n\x0c\x44rafterUsage\x12\x0f\n\x07\x64rafter\x18\x01 \x01(\t\x12\x16\n\x0e\x64rafted_tokens\x18\x02 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x03 \x01(\r\"\xae\x01\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x13\n\x0braw_logprob\x18\x02 \x01(\x02\x12\x32\n\x03top\x18\x03 \x03(\x0b\x32%.specserve.v1.TokenLogprobs.Candidate\x1a\x43\n\tCandidate\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x13\n\x0braw_logprob\x18\x03 \x01(\x02\"H\n\x15StreamGenerateRequest\x12/\n\x08generate\x18\x01 \x01(\x0b\x32\x1d.specserve.v1.GenerateRequest\"\xbb\x01\n\x16StreamGenerateResponse\x12\x32\n\x07started\x18\x01 \x01(\x0b\x32\x1f.specserve.v1.GenerationStartedH\x00\x12.\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1d.specserve.v1.GenerationChunkH\x00\x12\x34\n\x08\x66inished\x18\x03 \x01(\x0b\x32 .specserve.v1.GenerationFinishedH\x00\x42\x07\n\x05\x65vent\"L\n\x11GenerationStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\"\x85\x01\n\x0c\x45mittedToken\x12\n\n\x02id\x18\x01 \x01(\r\x12)\n\x06origin\x18\x02 \x01(\x0e\x32\x19.specserve.v1.TokenOrigin\x12\x0f\n\x07\x64rafter\x18\x03 \x01(\t\x12-\n\x08logprobs\x18\x04 \x01(\x0b\x32\x1b.specserve.v1.TokenLogprobs\"K\n\x0fGenerationChunk\x12*\n\x06tokens\x18\x01 \x03(\x0b\x32\x1a.specserve.v1.EmittedToken\x12\x0c\n\x04text\x18\x02 \x01(\t\"k\n\x12GenerationFinished\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.specserve.v1.FinishReason\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.specserve.v1.Usage\"\x16\n\x14GetServerInfoRequest\"\xe4\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12+\n\x08\x64rafters\x18\x06 \x03(\x0b\x32\x19.specserve.v1.DrafterInfo\x12\r\n\x05rules\x18\x07 \x03(\t\x12\x14\n\x0c\x64\x65\x66\x61ult_rule\x18\x08 \x01(\t\x12\x14\n\x0cmax_sessions\x18\t \x01(\r\x12\x13\n\x0bmax_waiting\x18\n \x01(\r\x12=\n\x05stats\x18\x0b \x03(\x0b\x32..specserve.v1.GetServerInfoResponse.StatsEntry\x1a,\n\nStatsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"C\n\x0b\x44rafterInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x18\n\x10max_draft_tokens\x18\x03 \x01(\r*\x81\x01\n\x0fSpeculationMode\x12 \n\x1cSPECULATION_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15SPECULATION_MODE_AUTO\x10\x01\x12\x18\n\x14SPECULATION_MODE_OFF\x10\x02\x12\x17\n\x13SPECULATION_MODE_ON\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02*z\n\x0bTokenOrigin\x12\x1c\n\x18TOKEN_ORIGIN_UNSPECIFIED\x10\x00\x12\x19\n\x15TOKEN_ORIGIN_ACCEPTED\x10\x01\x12\x1a\n\x16TOKEN_ORIGIN_RECOVERED\x10\x02\x12\x16\n\x12TOKEN_ORIGIN_BONUS\x10\x03\x32\x97\x02\n\x11GenerationService\x12I\n\x08Generate\x12\x1d.specserve.v1.GenerateRequest\x1a\x1e.specserve.v1.GenerateResponse\x12]\n\x0eStreamGenerate\x12#.specserve.v1.StreamGenerateRequest\x1a$.specserve.v1.StreamGenerateResponse0\x01\x12X\n\rGetServerInfo\x12\".specserve.v1.GetServerInfoRequest\x1a#.specserve.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dspecserve/v1/generation.proto\x12\x0cspecserve.v1\"\xea\x01\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.specserve.v1.TokenIdsH\x00\x12\x32\n\x08sampling\x18\x03 \x01(\x0b\x32 .specserve.v1.SamplingParameters\x12\x34\n\x0bspeculation\x18\x04 \x01(\x0b\x32\x1f.specserve.v1.SpeculationPolicy\x12\x17\n\ntimeout_ms\x18\x05 \x01(\rH\x01\x88\x01\x01\x42\x08\n\x06promptB\r\n\x0b_timeout_ms\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe7\x04\n\x12SamplingParameters\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12\x43\n\nlogit_bias\x18\x0c \x03(\x0b\x32/.specserve.v1.SamplingParameters.LogitBiasEntry\x12\x15\n\x08logprobs\x18\r \x01(\rH\t\x88\x01\x01\x12\x17\n\nignore_eos\x18\x0e \x01(\x08H\n\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobsB\r\n\x0b_ignore_eos\"\xf8\x01\n\x11SpeculationPolicy\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.specserve.v1.SpeculationMode\x12\x10\n\x08\x64rafters\x18\x02 \x03(\t\x12\x1d\n\x10max_draft_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04rule\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x08\x62ranches\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x1c\n\x0fmax_draft_nodes\x18\x06 \x01(\rH\x03\x88\x01\x01\x42\x13\n\x11_max_draft_tokensB\x07\n\x05_ruleB\x0b\n\t_branchesB\x12\n\x10_max_draft_nodes\"\xdb\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x31\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1a.specserve.v1.FinishReason\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.specserve.v1.Usage\x12-\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1b.specserve.v1.TokenLogprobs\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"\xa5\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x16\n\x0e\x65mitted_tokens\x18\x02 \x01(\r\x12\x0e\n\x06rounds\x18\x03 \x01(\r\x12\x16\n\x0e\x64rafted_tokens\x18\x04 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x05 \x01(\r\x12,\n\x08\x64rafters\x18\x06 \x03(\x0b\x32\x1a.specserve.v1.DrafterUsage\"P\n\x0c\x44rafterUsage\x12\x0f\n\x07\x64rafter\x18\x01 \x01(\t\x12\x16\n\x0e\x64rafted_tokens\x18\x02 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x03 \x01(\r\"\xae\x01\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x13\n\x0braw_logprob\x18\x02 \x01(\x02\x12\x32\n\x03top\x18\x03 \x03(\x0b\x32%.specserve.v1.TokenLogprobs.Candidate\x1a\x43\n\tCandidate\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x13\n\x0braw_logprob\x18\x03 \x01(\x02\"H\n\x15StreamGenerateRequest\x12/\n\x08generate\x18\x01 \x01(\x0b\x32\x1d.specserve.v1.GenerateRequest\"\xbb\x01\n\x16StreamGenerateResponse\x12\x32\n\x07started\x18\x01 \x01(\x0b\x32\x1f.specserve.v1.GenerationStartedH\x00\x12.\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1d.specserve.v1.GenerationChunkH\x00\x12\x34\n\x08\x66inished\x18\x03 \x01(\x0b\x32 .specserve.v1.GenerationFinishedH\x00\x42\x07\n\x05\x65vent\"L\n\x11GenerationStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\"\x97\x01\n\x0c\x45mittedToken\x12\n\n\x02id\x18\x01 \x01(\r\x12)\n\x06origin\x18\x02 \x01(\x0e\x32\x19.specserve.v1.TokenOrigin\x12\x0f\n\x07\x64rafter\x18\x03 \x01(\t\x12-\n\x08logprobs\x18\x04 \x01(\x0b\x32\x1b.specserve.v1.TokenLogprobs\x12\x10\n\x08text_end\x18\x05 \x01(\r\"k\n\x05Round\x12\x0f\n\x07wall_ms\x18\x01 \x01(\x02\x12\x12\n\nforward_ms\x18\x02 \x01(\x02\x12\x10\n\x08\x64raft_ms\x18\x03 \x01(\x02\x12\r\n\x05nodes\x18\x04 \x01(\r\x12\r\n\x05\x64\x65pth\x18\x05 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x06 \x01(\r\"o\n\x0fGenerationChunk\x12*\n\x06tokens\x18\x01 \x03(\x0b\x32\x1a.specserve.v1.EmittedToken\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\"\n\x05round\x18\x03 \x01(\x0b\x32\x13.specserve.v1.Round\"k\n\x12GenerationFinished\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.specserve.v1.FinishReason\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.specserve.v1.Usage\"\x16\n\x14GetServerInfoRequest\"\xe4\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12+\n\x08\x64rafters\x18\x06 \x03(\x0b\x32\x19.specserve.v1.DrafterInfo\x12\r\n\x05rules\x18\x07 \x03(\t\x12\x14\n\x0c\x64\x65\x66\x61ult_rule\x18\x08 \x01(\t\x12\x14\n\x0cmax_sessions\x18\t \x01(\r\x12\x13\n\x0bmax_waiting\x18\n \x01(\r\x12=\n\x05stats\x18\x0b \x03(\x0b\x32..specserve.v1.GetServerInfoResponse.StatsEntry\x1a,\n\nStatsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"C\n\x0b\x44rafterInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x18\n\x10max_draft_tokens\x18\x03 \x01(\r*\x81\x01\n\x0fSpeculationMode\x12 \n\x1cSPECULATION_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15SPECULATION_MODE_AUTO\x10\x01\x12\x18\n\x14SPECULATION_MODE_OFF\x10\x02\x12\x17\n\x13SPECULATION_MODE_ON\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02*z\n\x0bTokenOrigin\x12\x1c\n\x18TOKEN_ORIGIN_UNSPECIFIED\x10\x00\x12\x19\n\x15TOKEN_ORIGIN_ACCEPTED\x10\x01\x12\x1a\n\x16TOKEN_ORIGIN_RECOVERED\x10\x02\x12\x16\n\x12TOKEN_ORIGIN_BONUS\x10\x03\x32\x97\x02\n\x11GenerationService\x12I\n\x08Generate\x12\x1d.specserve.v1.GenerateRequest\x1a\x1e.specserve.v1.GenerateResponse\x12]\n\x0eStreamGenerate\x12#.specserve.v1.StreamGenerateRequest\x1a$.specserve.v1.StreamGenerateResponse0\x01\x12X\n\rGetServerInfo\x12\".specserve.v1.GetServerInfoRequest\x1a#.specserve.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,12 +35,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_GETSERVERINFORESPONSE_STATSENTRY']._loaded_options = None
   _globals['_GETSERVERINFORESPONSE_STATSENTRY']._serialized_options = b'8\001'
-  _globals['_SPECULATIONMODE']._serialized_start=2858
-  _globals['_SPECULATIONMODE']._serialized_end=2987
-  _globals['_FINISHREASON']._serialized_start=2989
-  _globals['_FINISHREASON']._serialized_end=3084
-  _globals['_TOKENORIGIN']._serialized_start=3086
-  _globals['_TOKENORIGIN']._serialized_end=3208
+  _globals['_SPECULATIONMODE']._serialized_start=3107
+  _globals['_SPECULATIONMODE']._serialized_end=3236
+  _globals['_FINISHREASON']._serialized_start=3238
+  _globals['_FINISHREASON']._serialized_end=3333
+  _globals['_TOKENORIGIN']._serialized_start=3335
+  _globals['_TOKENORIGIN']._serialized_end=3457
   _globals['_GENERATEREQUEST']._serialized_start=48
   _globals['_GENERATEREQUEST']._serialized_end=282
   _globals['_TOKENIDS']._serialized_start=284
@@ -50,37 +50,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_start=713
   _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_end=761
   _globals['_SPECULATIONPOLICY']._serialized_start=928
-  _globals['_SPECULATIONPOLICY']._serialized_end=1090
-  _globals['_GENERATERESPONSE']._serialized_start=1093
-  _globals['_GENERATERESPONSE']._serialized_end=1312
-  _globals['_USAGE']._serialized_start=1315
-  _globals['_USAGE']._serialized_end=1480
-  _globals['_DRAFTERUSAGE']._serialized_start=1482
-  _globals['_DRAFTERUSAGE']._serialized_end=1562
-  _globals['_TOKENLOGPROBS']._serialized_start=1565
-  _globals['_TOKENLOGPROBS']._serialized_end=1739
-  _globals['_TOKENLOGPROBS_CANDIDATE']._serialized_start=1672
-  _globals['_TOKENLOGPROBS_CANDIDATE']._serialized_end=1739
-  _globals['_STREAMGENERATEREQUEST']._serialized_start=1741
-  _globals['_STREAMGENERATEREQUEST']._serialized_end=1813
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=1816
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=2003
-  _globals['_GENERATIONSTARTED']._serialized_start=2005
-  _globals['_GENERATIONSTARTED']._serialized_end=2081
-  _globals['_EMITTEDTOKEN']._serialized_start=2084
-  _globals['_EMITTEDTOKEN']._serialized_end=2217
-  _globals['_GENERATIONCHUNK']._serialized_start=2219
-  _globals['_GENERATIONCHUNK']._serialized_end=2294
-  _globals['_GENERATIONFINISHED']._serialized_start=2296
-  _globals['_GENERATIONFINISHED']._serialized_end=2403
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=2405
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=2427
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=2430
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=2786
-  _globals['_GETSERVERINFORESPONSE_STATSENTRY']._serialized_start=2742
-  _globals['_GETSERVERINFORESPONSE_STATSENTRY']._serialized_end=2786
-  _globals['_DRAFTERINFO']._serialized_start=2788
-  _globals['_DRAFTERINFO']._serialized_end=2855
-  _globals['_GENERATIONSERVICE']._serialized_start=3211
-  _globals['_GENERATIONSERVICE']._serialized_end=3490
+  _globals['_SPECULATIONPOLICY']._serialized_end=1176
+  _globals['_GENERATERESPONSE']._serialized_start=1179
+  _globals['_GENERATERESPONSE']._serialized_end=1398
+  _globals['_USAGE']._serialized_start=1401
+  _globals['_USAGE']._serialized_end=1566
+  _globals['_DRAFTERUSAGE']._serialized_start=1568
+  _globals['_DRAFTERUSAGE']._serialized_end=1648
+  _globals['_TOKENLOGPROBS']._serialized_start=1651
+  _globals['_TOKENLOGPROBS']._serialized_end=1825
+  _globals['_TOKENLOGPROBS_CANDIDATE']._serialized_start=1758
+  _globals['_TOKENLOGPROBS_CANDIDATE']._serialized_end=1825
+  _globals['_STREAMGENERATEREQUEST']._serialized_start=1827
+  _globals['_STREAMGENERATEREQUEST']._serialized_end=1899
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=1902
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=2089
+  _globals['_GENERATIONSTARTED']._serialized_start=2091
+  _globals['_GENERATIONSTARTED']._serialized_end=2167
+  _globals['_EMITTEDTOKEN']._serialized_start=2170
+  _globals['_EMITTEDTOKEN']._serialized_end=2321
+  _globals['_ROUND']._serialized_start=2323
+  _globals['_ROUND']._serialized_end=2430
+  _globals['_GENERATIONCHUNK']._serialized_start=2432
+  _globals['_GENERATIONCHUNK']._serialized_end=2543
+  _globals['_GENERATIONFINISHED']._serialized_start=2545
+  _globals['_GENERATIONFINISHED']._serialized_end=2652
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=2654
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2676
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=2679
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=3035
+  _globals['_GETSERVERINFORESPONSE_STATSENTRY']._serialized_start=2991
+  _globals['_GETSERVERINFORESPONSE_STATSENTRY']._serialized_end=3035
+  _globals['_DRAFTERINFO']._serialized_start=3037
+  _globals['_DRAFTERINFO']._serialized_end=3104
+  _globals['_GENERATIONSERVICE']._serialized_start=3460
+  _globals['_GENERATIONSERVICE']._serialized_end=3739
 # @@protoc_insertion_point(module_scope)

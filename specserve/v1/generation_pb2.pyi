@@ -98,16 +98,20 @@ class SamplingParameters(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., logprobs: _Optional[int] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
 
 class SpeculationPolicy(_message.Message):
-    __slots__ = ("mode", "drafters", "max_draft_tokens", "rule")
+    __slots__ = ("mode", "drafters", "max_draft_tokens", "rule", "branches", "max_draft_nodes")
     MODE_FIELD_NUMBER: _ClassVar[int]
     DRAFTERS_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
+    BRANCHES_FIELD_NUMBER: _ClassVar[int]
+    MAX_DRAFT_NODES_FIELD_NUMBER: _ClassVar[int]
     mode: SpeculationMode
     drafters: _containers.RepeatedScalarFieldContainer[str]
     max_draft_tokens: int
     rule: str
-    def __init__(self, mode: _Optional[_Union[SpeculationMode, str]] = ..., drafters: _Optional[_Iterable[str]] = ..., max_draft_tokens: _Optional[int] = ..., rule: _Optional[str] = ...) -> None: ...
+    branches: int
+    max_draft_nodes: int
+    def __init__(self, mode: _Optional[_Union[SpeculationMode, str]] = ..., drafters: _Optional[_Iterable[str]] = ..., max_draft_tokens: _Optional[int] = ..., rule: _Optional[str] = ..., branches: _Optional[int] = ..., max_draft_nodes: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("text", "token_ids", "finish_reason", "usage", "logprobs", "seed", "request_id")
@@ -199,24 +203,44 @@ class GenerationStarted(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class EmittedToken(_message.Message):
-    __slots__ = ("id", "origin", "drafter", "logprobs")
+    __slots__ = ("id", "origin", "drafter", "logprobs", "text_end")
     ID_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_END_FIELD_NUMBER: _ClassVar[int]
     id: int
     origin: TokenOrigin
     drafter: str
     logprobs: TokenLogprobs
-    def __init__(self, id: _Optional[int] = ..., origin: _Optional[_Union[TokenOrigin, str]] = ..., drafter: _Optional[str] = ..., logprobs: _Optional[_Union[TokenLogprobs, _Mapping]] = ...) -> None: ...
+    text_end: int
+    def __init__(self, id: _Optional[int] = ..., origin: _Optional[_Union[TokenOrigin, str]] = ..., drafter: _Optional[str] = ..., logprobs: _Optional[_Union[TokenLogprobs, _Mapping]] = ..., text_end: _Optional[int] = ...) -> None: ...
+
+class Round(_message.Message):
+    __slots__ = ("wall_ms", "forward_ms", "draft_ms", "nodes", "depth", "batch")
+    WALL_MS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_MS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_MS_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    wall_ms: float
+    forward_ms: float
+    draft_ms: float
+    nodes: int
+    depth: int
+    batch: int
+    def __init__(self, wall_ms: _Optional[float] = ..., forward_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., nodes: _Optional[int] = ..., depth: _Optional[int] = ..., batch: _Optional[int] = ...) -> None: ...
 
 class GenerationChunk(_message.Message):
-    __slots__ = ("tokens", "text")
+    __slots__ = ("tokens", "text", "round")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedCompositeFieldContainer[EmittedToken]
     text: str
-    def __init__(self, tokens: _Optional[_Iterable[_Union[EmittedToken, _Mapping]]] = ..., text: _Optional[str] = ...) -> None: ...
+    round: Round
+    def __init__(self, tokens: _Optional[_Iterable[_Union[EmittedToken, _Mapping]]] = ..., text: _Optional[str] = ..., round: _Optional[_Union[Round, _Mapping]] = ...) -> None: ...
 
 class GenerationFinished(_message.Message):
     __slots__ = ("finish_reason", "usage")

@@ -13,6 +13,7 @@ from specserve.types import (
     FinishReason,
     GenerationRequest,
     Origin,
+    Round,
     Sampling,
     Speculation,
     SpeculationMode,
@@ -40,7 +41,7 @@ FULL = GenerationRequest(
         logprobs=0,
         ignore_eos=True,
     ),
-    Speculation(SpeculationMode.ON, ("ngram", "ar"), 0, "coupled"),
+    Speculation(SpeculationMode.ON, ("ngram", "ar"), 0, "coupled", 4, 32),
     1.5,
     "r1",
 )
@@ -80,7 +81,7 @@ EVENTS = [
         ),
         "ab",
     ),
-    Chunk((EmittedToken(6, Origin.BONUS),), "c"),
+    Chunk((EmittedToken(6, Origin.BONUS, text_end=1),), "c", Round(2.0, 1.0, 0.5, 3, 2, 1)),
     Finished(FinishReason.STOP, Usage(3, 3, 2, {"ngram": DrafterUsage(5, 1)})),
 ]
 

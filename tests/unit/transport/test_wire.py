@@ -33,7 +33,8 @@ def drafts(draw: st.DrawFn, drafter: str = "") -> Draft:
     laws = None
     if made and draw(st.booleans()):
         laws = tuple(SparseLaw((draw(ids),), (draw(floats),)) for _ in made)
-    return Draft(made, parents, (drafter,) * len(made), laws)
+    chains = tuple(draw(st.lists(st.lists(st.integers(0, 9), max_size=3).map(tuple), max_size=2))) if made else ()
+    return Draft(made, parents, (drafter,) * len(made), laws, chains)
 
 
 specs = st.builds(
@@ -55,6 +56,8 @@ specs = st.builds(
     prompt_len=st.integers(1, 1000),
     max_len=st.integers(1, 1000),
     rule=st.sampled_from(["coupled", "kseq"]),
+    branches=st.integers(0, 16),
+    max_draft_nodes=st.integers(0, 256),
 )
 
 

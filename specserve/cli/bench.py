@@ -1,0 +1,72 @@
+"""`specserve bench`: measure a configuration against its peers."""
+
+from __future__ import annotations
+
+import json
+import platform
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--prompts", "prompts_file", type=click.Path(path_type=Path), required=True, help="JSON lines, may be .gz."
+)
+@click.option("--limit", type=int, help="Use the first N prompts only.")
+@click.option("--max-tokens", default=128, show_default=True, help="Most tokens per prompt.")
+@click.option("--temperature", default=0.0, show_default=True)
+@click.option(
+    "--concurrency", multiple=True, type=int, default=(1,), show_default=True, help="Clients at once; repeatable."
+)
+@click.option("--inflate", type=float, help="Make the target cost like one of this many million parameters.")
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Run transformers' own generation too.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write all figures to this file.")
+def command(
+    config: Path,
+    prompts_file: Path,
+    limit: int | None,
+    max_tokens: int,
+    temperature: float,
+    concurrency: tuple[int, ...],
+    inflate: float | None,
+    peers: bool,
+    out: Path | None,
+) -> None:
+    """Run CONFIG with speculation off, with each drafter, and `transformers`' own generation, interleaved."""
+    from rich.console import Console
+
+    from specserve.bench import prompts, report, serve
+    from specserve.bench.load import Workload
+
+    err = Console(stderr=True)
+    loaded = prompts.load(prompts_file, limit)
+    load = Workload(max_tokens=max_tokens, temperature=temperature)
+    with ExitStack() as stack:
+        deployed: dict[str, Any] = serve.read(config)
+        if inflate is not None:
+            deployed = serve.inflated(deployed, inflate, stack)
+        results = serve.run(
+            deployed,
+            loaded,
+            load,
+            concurrency=concurrency,
+            peers=peers,
+            report=lambda line: err.print(f"[dim]{line}[/dim]"),
+        )
+    results["conditions"] = {
+        "config": str(config),
+        "prompts": f"{prompts_file.name}, {len(loaded)}",
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "inflated_to_million_parameters": inflate,
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+    }
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo(report.markdown(results))
+    if "identical_to_off" in results:
+        click.echo(f"Texts identical to speculation off: {results['identical_to_off']}")

@@ -1,0 +1,75 @@
+"""`specserve train`: make a target or a drafter of your own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+_PATH = click.Path(path_type=Path)
+
+
+def _recipe_options(function: Any) -> Any:
+    """The options that every recipe shares."""
+    for option in (
+        click.option("--out", type=_PATH, required=True, help="Hugging Face directory to write."),
+        click.option("--corpus", "corpus", type=click.Path(path_type=Path, exists=True), multiple=True,
+                     help="Text to add: a directory of .py/.txt/.md files or a .jsonl.gz; repeatable."),
+        click.option("--library/--no-library", default=True, show_default=True, help="Use Python's standard library."),
+        click.option("--tokens", type=int, help="Tokens to train on. Default: the recipe's."),
+        click.option("--minutes", type=float, help="End earlier when this much training time is used up."),
+        click.option("--seed", default=0, show_default=True),
+        click.option("--workdir", type=_PATH, help="Where checkpoints live."),
+        click.option("--resume/--fresh", default=True, show_default=True, help="Go on from the last checkpoint."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+        click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@click.group(name="train")
+def command() -> None:
+    """Train a small target from scratch, or a drafter for a target of yours."""
+
+
+@command.command()
+@_recipe_options
+def target(out: Path, as_json: bool, **options: Any) -> None:
+    """A Llama-shaped target of about 9 million parameters, with its tokenizer."""
+    from specserve.train.target import train_target
+
+    _show(train_target(out, **_given(options)), as_json)
+
+
+@command.command()
+@click.option("--target", "target_dir", type=_PATH, required=True, help="Hugging Face directory of the target.")
+@_recipe_options
+def ar(target_dir: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """A small autoregressive drafter, distilled from any target that Hugging Face loads."""
+    from specserve.train.ar import train_ar
+
+    _show(train_ar(target_dir, out, **_given(options)), as_json)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Without what was left to the recipe."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _show(report: Any, as_json: bool) -> None:
+    figures = {
+        "out": str(report.out),
+        "parameters": report.parameters,
+        "steps": report.steps,
+        "tokens": report.tokens,
+        "seconds": round(report.seconds, 1),
+        **report.figures,
+    }
+    if as_json:
+        click.echo(json.dumps(figures))
+    else:
+        for name, value in figures.items():
+            click.echo(f"{name:<24} {value:,}" if isinstance(value, int | float) else f"{name:<24} {value}")
