@@ -11,8 +11,10 @@ from specserve.types import Command, Reply
 class Backend(Protocol):
     """Owns a worker's sessions. Used from one thread only; never blocks but to compute.
 
-    A backend is a cache: the router's session is the truth. It answers `SessionLost` when it holds
-    another number of committed tokens than a command says.
+    A backend is a cache: the router's session is the truth. It holds the committed tokens that it was sent, and
+    a verifier also those of its own last verdict (the accepted path and the token after it), which are not sent
+    again. Where a command's `base_len` is not what it holds it answers `SessionLost`, but for 0: that opens the
+    session anew. A session has at most one command under way.
     """
 
     def submit(self, command: Command) -> Sequence[Reply]:
@@ -23,7 +25,8 @@ class Backend(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has work to do now."""
+        """Whether `step` has work to do now. While replies are owed it is asked again by the clock, so a backend
+        may wait for room or for a deadline of its own."""
 
     def stats(self) -> dict[str, float]:
         """Gauges for metrics and autoscaling: open sessions, slots used and free, tokens seen, seconds busy."""

@@ -37,7 +37,7 @@ class Port(Protocol):
     """Leases are the control plane, channels the data plane."""
 
     async def lease(self, pool: str) -> Lease:
-        """Wait for a replica of `pool` that has room. The caller bounds the wait.
+        """Wait for a replica of `pool` that has room. The caller bounds the wait: when cancelled, no lease is left.
 
         Raises:
             Unavailable: the pool has no replica and gets none.

@@ -12,7 +12,7 @@ from specserve.serving.local import LocalPort
 from specserve.serving.router import Router
 from specserve.serving.settings import DrafterPool, Settings
 from specserve.serving.worker import WorkerLoop
-from specserve.types import Close, Failed, Grant, ModelFacts, Sampling, SessionSpec, Verdict, Verify
+from specserve.types import Close, Failed, Grant, ModelFacts, Sampling, SessionLost, SessionSpec, Verdict, Verify
 
 FACTS = ModelFacts("toy", 257, 4096, ())
 SPEC = SessionSpec(Sampling(), 1, 100)
@@ -180,6 +180,16 @@ async def test_a_backend_that_waits_for_room_is_asked_again(worker, backend):
     inbox = Inbox()
     worker.submit([opening(1)], inbox)
     await inbox.wait(1)
+
+
+@with_worker(Patient)
+async def test_forgetting_tells_who_waits_and_then_whoever_comes(worker, backend):
+    inbox = Inbox()
+    worker.submit([opening(1)], inbox)
+    worker.forget()
+    worker.submit([Verify(1, 2, ())], inbox)
+    assert await inbox.wait(2) == [SessionLost(1, 0), SessionLost(1, 0)]
+    assert backend.sessions == {}
 
 
 @with_worker(Gated)

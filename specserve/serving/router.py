@@ -1,0 +1,164 @@
+"""Requests in, events out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+from specserve.errors import DeadlineExceeded, Unavailable
+from specserve.serving.admission import Admission
+from specserve.serving.detokenize import Detokenizers
+from specserve.serving.generation import Generation
+from specserve.serving.hub import Hub
+from specserve.serving.policy import Policy
+from specserve.serving.port import Port
+from specserve.serving.session import Session
+from specserve.serving.settings import Settings
+from specserve.serving.stats import Stats
+from specserve.serving.validate import check_prompt, check_request, chosen_drafters
+from specserve.types import Event, Finished, GenerationRequest, ModelFacts, SessionSpec, Started, TokenIds
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_LONG_TEXT = 16_384  # characters; tokenising more than this would hold the event loop up
+
+
+class Router:
+    """Serves many requests, each as one task. Belongs to one event loop.
+
+    Args:
+        port: how workers are reached.
+        facts: of the target model.
+        tokenizer: the target's.
+        settings: bounds and patience.
+        stats: what is counted; read it at any time.
+    """
+
+    def __init__(
+        self,
+        port: Port,
+        facts: ModelFacts,
+        tokenizer: Tokenizer,
+        settings: Settings = Settings(),  # noqa: B008  # frozen
+        stats: Stats | None = None,
+    ) -> None:
+        self.facts, self.settings = facts, settings
+        self.stats = Stats() if stats is None else stats
+        self._tokenizer, self._detokenizers = tokenizer, Detokenizers(tokenizer)
+        self._hub = Hub(port)
+        self._admission = Admission(settings.max_sessions, settings.max_waiting, settings.admission_timeout_s)
+        self._policy = Policy((d.name for d in settings.drafters), settings.draft_deadline_s, settings.max_nodes)
+        self._generations: set[Generation] = set()
+        self._closed = False
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """Started, Chunks, Finished. Closing the iterator cancels the request.
+
+        Raises:
+            InvalidRequest: a bound is broken; nothing was started.
+            Overloaded: no room; carries when to try again.
+            DeadlineExceeded: the request's own time limit, after the chunks that came in time.
+            Unavailable: no verifier can be had, or the router has been closed.
+            EngineError: the target gave something that cannot be verified.
+        """
+        loop = asyncio.get_running_loop()
+        check_request(request, self.facts, self.settings)
+        limit_s = request.timeout_s if request.timeout_s is not None else self.settings.request_timeout_s
+        try:
+            async with asyncio.timeout(limit_s) as clock:
+                prompt = await self._encode(request.prompt)
+                check_prompt(prompt, request, self.facts)
+                session = Session(prompt, request.sampling, self.facts.eos_token_ids, self._detokenizers.new(prompt))
+                await self._enter()
+        except TimeoutError as error:
+            raise DeadlineExceeded("timeout_ms ran out before the request was admitted") from error
+        request_id = request.request_id or secrets.token_hex(8)
+        generation = self._start(request_id, session, request)
+        ends_s = clock.when()
+        alarm = loop.call_at(ends_s, generation.expire) if ends_s is not None else None
+        try:
+            yield Started(request_id, len(prompt))
+            while True:
+                event = await generation.mailbox.get()
+                yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+            generation.cancel()
+
+    async def close(self) -> None:
+        """Refuse what waits and comes, cancel what runs, and wait until every lease and channel is given back."""
+        self._closed = True
+        for generation in self._generations:
+            generation.cancel()
+        if self._generations:
+            await asyncio.wait([generation.task for generation in self._generations])
+        await self._hub.close()
+
+    async def _encode(self, prompt: str | TokenIds) -> TokenIds:
+        if not isinstance(prompt, str):
+            return prompt
+        if len(prompt) < _LONG_TEXT:
+            return tuple(self._tokenizer.encode(prompt).ids)
+        encoding = await asyncio.get_running_loop().run_in_executor(None, self._tokenizer.encode, prompt)
+        return tuple(encoding.ids)
+
+    async def _enter(self) -> None:
+        self.stats.waiting += 1
+        try:
+            await self._admission.enter()
+        finally:
+            self.stats.waiting -= 1
+        if self._closed:
+            self._admission.leave()
+            raise Unavailable("the router has been closed")
+        self.stats.sessions += 1
+
+    def _start(self, request_id: str, session: Session, request: GenerationRequest) -> Generation:
+        settings, wish = self.settings, request.speculation
+        drafters = chosen_drafters(wish, settings)
+        depth = settings.max_draft_tokens if wish.max_draft_tokens is None else wish.max_draft_tokens
+        if depth == 0:
+            drafters = []
+        generation = Generation(
+            request_id,
+            session,
+            SessionSpec(request.sampling, session.prompt_len, session.max_len, wish.rule or settings.rule),
+            drafters,
+            depth,
+            vocab_size=self.facts.vocab_size,
+            policy=self._policy.session(wish.mode, [pool.name for pool in drafters]),
+            hub=self._hub,
+            settings=settings,
+            stats=self.stats,
+        )
+        self._generations.add(generation)
+        generation.task.add_done_callback(lambda _: self._finish(generation))
+        return generation
+
+    def _finish(self, generation: Generation) -> None:
+        self._generations.discard(generation)
+        self._admission.leave()
+        self.stats.sessions -= 1
+        self.stats.requests += 1
+        self.stats.failed += generation.outcome not in ("stop", "length")
+        usage = generation.session.usage
+        logger.info(
+            "%s %s prompt=%d emitted=%d rounds=%d drafted=%d accepted=%d seconds=%.3f",
+            generation.request_id,
+            generation.outcome,
+            usage.prompt_tokens,
+            usage.emitted_tokens,
+            usage.rounds,
+            usage.drafted_tokens,
+            usage.accepted_tokens,
+            asyncio.get_running_loop().time() - generation.began_s,
+        )

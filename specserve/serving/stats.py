@@ -1,0 +1,94 @@
+"""What a router counts. Plain numbers: deployments export them, the bench reads them."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from specserve.types import Draft, Round
+
+
+@dataclass(slots=True)
+class DrafterStats:
+    """Totals of one drafter. Index i counts depth i+1, also of tokens that a stop cut off."""
+
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    late: int = 0  # rounds that went on without the draft they had waited for
+    died: int = 0  # leases lost
+
+
+@dataclass(slots=True)
+class Stats:
+    """Totals since the start, gauges, and the latest rounds that were no prefill."""
+
+    sessions: int = 0  # open now
+    waiting: int = 0  # for admission, now
+    requests: int = 0
+    failed: int = 0  # requests that ended in an error, cancelled ones included
+    rounds: int = 0
+    emitted: int = 0
+    wall_s: float = 0.0
+    forward_s: float = 0.0
+    draft_s: float = 0.0
+    lost: int = 0  # sessions that a worker did not hold as expected
+    rebuilt: int = 0  # sessions taken to another verifier
+    drafters: dict[str, DrafterStats] = field(default_factory=dict)
+    latest: deque[Round] = field(default_factory=lambda: deque(maxlen=4096))
+
+    def drafter(self, name: str) -> DrafterStats:
+        stats = self.drafters.get(name)
+        if stats is None:
+            stats = self.drafters[name] = DrafterStats()
+        return stats
+
+    def round(self, round_: Round, emitted: int, prefill: bool) -> None:
+        """A verdict was applied; `prefill` when it also took many committed tokens in."""
+        self.rounds += 1
+        self.emitted += emitted
+        self.wall_s += round_.wall_s
+        self.forward_s += round_.forward_s
+        self.draft_s += round_.draft_s
+        if not prefill:
+            self.latest.append(round_)
+
+    def draft(self, draft: Draft, depths: tuple[int, ...], accepted: tuple[int, ...]) -> None:
+        """A draft was judged; `depths[i]` is node i's."""
+        for node, name in enumerate(draft.drafters):
+            stats, depth = self.drafter(name), depths[node]
+            while len(stats.drafted) < depth:
+                stats.drafted.append(0)
+                stats.accepted.append(0)
+            stats.drafted[depth - 1] += 1
+        for node in accepted:
+            self.drafters[draft.drafters[node]].accepted[depths[node] - 1] += 1
+
+    def summary(self) -> dict[str, float]:
+        """Flat, units in the names."""
+        summary = {
+            "open_sessions": float(self.sessions),
+            "waiting_requests": float(self.waiting),
+            "requests": float(self.requests),
+            "failed_requests": float(self.failed),
+            "rounds": float(self.rounds),
+            "emitted_tokens": float(self.emitted),
+            "lost_sessions": float(self.lost),
+            "rebuilt_sessions": float(self.rebuilt),
+        }
+        if self.rounds:
+            summary["tokens_per_round"] = self.emitted / self.rounds
+        if self.latest:
+            summary["round_ms_p50"] = 1e3 * _median([r.wall_s for r in self.latest])
+            summary["forward_ms_p50"] = 1e3 * _median([r.forward_s for r in self.latest])
+            summary["draft_wait_ms_p50"] = 1e3 * _median([r.draft_s for r in self.latest])
+            summary["overhead_ms_p50"] = 1e3 * _median([r.wall_s - r.forward_s for r in self.latest])
+        for name, drafter in self.drafters.items():
+            summary[f"{name}_drafted_tokens"] = float(sum(drafter.drafted))
+            summary[f"{name}_accepted_tokens"] = float(sum(drafter.accepted))
+            summary[f"{name}_late"] = float(drafter.late)
+            summary[f"{name}_died"] = float(drafter.died)
+        return summary
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]

@@ -1,0 +1,116 @@
+"""Bounds of a request. What breaks one is refused before anything has started."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from specserve.errors import InvalidRequest
+from specserve.serving.settings import DrafterPool, Settings
+from specserve.types import GenerationRequest, ModelFacts, Sampling, Speculation, SpeculationMode, TokenIds
+
+MAX_PROMPT_BYTES = 1 << 20
+MAX_STOPS, MAX_STOP_CHARS = 16, 256
+MAX_LOGPROBS = 20
+MAX_DRAFT_TOKENS = 64
+MAX_TEMPERATURE = 100.0
+
+
+def check_request(request: GenerationRequest, facts: ModelFacts, settings: Settings) -> None:
+    """All that can be said before the prompt is tokenised. Raises InvalidRequest."""
+    _check_sampling(request.sampling, facts)
+    _check_speculation(request.speculation, settings)
+    if request.timeout_s is not None and not 0 < request.timeout_s < math.inf:
+        raise InvalidRequest("timeout_ms", "must be a finite number above 0", request.timeout_s * 1000)
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        size = len(prompt)
+        if size <= MAX_PROMPT_BYTES:
+            try:
+                size = len(prompt.encode())
+            except UnicodeEncodeError as error:
+                raise InvalidRequest("prompt.text", "must be valid Unicode", prompt) from error
+        if size > MAX_PROMPT_BYTES:
+            raise InvalidRequest("prompt.text", f"must be at most {MAX_PROMPT_BYTES} bytes of UTF-8", size)
+    else:
+        check_prompt(prompt, request, facts)
+
+
+def check_prompt(prompt: TokenIds, request: GenerationRequest, facts: ModelFacts) -> None:
+    """The prompt's tokens. Raises InvalidRequest."""
+    field = "prompt.text" if isinstance(request.prompt, str) else "prompt.token_ids"
+    if not prompt or request.prompt == "":  # a tokenizer may begin every text with a token of its own
+        raise InvalidRequest(field, "must hold at least one token", request.prompt)
+    asked = request.sampling.max_tokens
+    if len(prompt) + asked > facts.context_len:
+        bound = f"must be at most the context of {facts.context_len} tokens minus a prompt of {len(prompt)}"
+        raise InvalidRequest("sampling.max_tokens", bound, asked)
+    _check_ids(field, prompt, facts)
+
+
+def chosen_drafters(wish: Speculation, settings: Settings) -> list[DrafterPool]:
+    """Pools that a request may draft with, in its own order."""
+    if wish.mode is SpeculationMode.OFF:
+        return []
+    pools = {pool.name: pool for pool in settings.drafters}
+    return [pools[name] for name in wish.drafters or pools]
+
+
+def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
+    _check_int("sampling.max_tokens", sampling.max_tokens, 1, facts.context_len - 1)
+    _check_number("sampling.temperature", sampling.temperature, 0, MAX_TEMPERATURE)
+    _check_number("sampling.top_p", sampling.top_p, 0, 1, above=True)
+    _check_number("sampling.min_p", sampling.min_p, 0, 1)
+    _check_int("sampling.top_k", sampling.top_k, 0, None)
+    _check_int("sampling.seed", sampling.seed, 0, 2**63 - 1)
+    _check_number("sampling.presence_penalty", sampling.presence_penalty, -2, 2)
+    _check_number("sampling.frequency_penalty", sampling.frequency_penalty, -2, 2)
+    _check_number("sampling.repetition_penalty", sampling.repetition_penalty, 0, math.inf, above=True)
+    if sampling.logprobs is not None:
+        _check_int("sampling.logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
+    _check_ids("sampling.stop_token_ids", sampling.stop_token_ids, facts)
+    _check_ids("sampling.logit_bias", sampling.logit_bias, facts)
+    for bias in sampling.logit_bias.values():
+        _check_number("sampling.logit_bias", bias, -100, 100)
+    if len(sampling.stop) > MAX_STOPS:
+        raise InvalidRequest("sampling.stop", f"must hold at most {MAX_STOPS} strings", len(sampling.stop))
+    for stop in sampling.stop:
+        if not 1 <= len(stop) <= MAX_STOP_CHARS:
+            raise InvalidRequest("sampling.stop", f"must hold strings of 1 to {MAX_STOP_CHARS} characters", stop)
+
+
+def _check_speculation(wish: Speculation, settings: Settings) -> None:
+    if wish.max_draft_tokens is not None:
+        _check_int("speculation.max_draft_tokens", wish.max_draft_tokens, 0, MAX_DRAFT_TOKENS)
+    known = [pool.name for pool in settings.drafters]
+    for name in wish.drafters:
+        if name not in known:
+            raise InvalidRequest("speculation.drafters", f"must name drafters among {_names(known)}", name)
+    if len(set(wish.drafters)) < len(wish.drafters):
+        raise InvalidRequest("speculation.drafters", "must name each drafter once", wish.drafters)
+    if wish.rule is not None and wish.rule not in settings.rules:
+        raise InvalidRequest("speculation.rule", f"must be one of {_names(settings.rules)}", wish.rule)
+
+
+def _check_ids(field: str, ids: Iterable[int], facts: ModelFacts) -> None:
+    for id in ids:
+        if not 0 <= id < facts.vocab_size:
+            raise InvalidRequest(field, f"must hold ids from 0 to {facts.vocab_size - 1}", id)
+
+
+def _check_int(field: str, value: int, low: int, high: int | None) -> None:
+    if value < low or (high is not None and value > high):
+        raise InvalidRequest(field, f"must be at least {low}" if high is None else f"must be {low} to {high}", value)
+
+
+def _check_number(field: str, value: float, low: float, high: float, *, above: bool = False) -> None:
+    """`above` leaves `low` itself out. NaN and infinity never pass."""
+    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
+        ends = f"above {low:g}" if above else f"at least {low:g}"
+        raise InvalidRequest(
+            field, f"must be finite, {ends}" + (f", at most {high:g}" if high < math.inf else ""), value
+        )
+
+
+def _names(known: Iterable[str]) -> str:
+    return ", ".join(known) or "none (this server has none)"

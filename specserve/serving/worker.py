@@ -1,0 +1,199 @@
+"""A Backend in a thread of its own: the event loop never blocks, the backend never waits for a lock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from queue import Empty, SimpleQueue
+
+from specserve.errors import SpecserveError, WorkerDied
+from specserve.serving.backend import Backend
+from specserve.types import Close, Command, Failed, Reply, SessionLost
+
+logger = logging.getLogger(__name__)
+
+_GLANCE_S = 0.05
+
+Destination = Callable[[list[Reply]], None]
+
+
+class WorkerLoop:
+    """Runs a backend on everything that has arrived, one bounded step after the other.
+
+    `submit` and `detach` are for the event loop that called `start`; replies are handed back on it, joined into
+    one list per destination and step. A session belongs to the destination that spoke of it last.
+    """
+
+    def __init__(self, backend: Backend, name: str = "worker") -> None:
+        self._backend = backend
+        self._name = name
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
+        self._failure: Exception | None = None
+        # The thread's own:
+        self._owners: dict[int, Destination] = {}
+        self._waiting: dict[int, None] = {}  # sessions that are owed a reply, oldest first
+        self._replies: list[Reply] = []
+
+    def start(self) -> None:
+        """Start the thread. Call it on the event loop that is to get the replies."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the backend can still be used. Once False it stays so: the replica must be replaced."""
+        return self._failure is None and self._thread.is_alive()
+
+    @property
+    def failure(self) -> Exception | None:
+        """What broke the backend."""
+        return self._failure
+
+    def submit(self, commands: Sequence[Command], reply_to: Destination) -> None:
+        """Hand commands to the backend. Every Verify and Propose gets exactly one reply."""
+        self._inbox.put(lambda: self._take(commands, reply_to))
+
+    def detach(self, reply_to: Destination) -> None:
+        """The destination is gone: close every session that is still its own."""
+        self._inbox.put(lambda: self._leave(reply_to))
+
+    def forget(self) -> None:
+        """Drop every session, as a restart would: who waits is told at once, the others when they come."""
+        self._inbox.put(self._drop)
+
+    async def stats(self) -> dict[str, float]:
+        """The backend's gauges, read between two steps. Empty when the backend is broken or stopped."""
+        assert self._loop is not None, "start() first"
+        loop, answer = self._loop, self._loop.create_future()
+
+        def settle(gauges: dict[str, float]) -> None:
+            if not answer.done():
+                answer.set_result(gauges)
+
+        def read() -> None:
+            gauges: dict[str, float] = {}
+            try:
+                if self._failure is None:
+                    gauges = self._backend.stats()
+            finally:
+                loop.call_soon_threadsafe(settle, gauges)
+
+        if not self.healthy:
+            return {}
+        self._inbox.put(read)
+        return dict(await answer)
+
+    async def close(self) -> None:
+        """Stop after the step under way and join the thread. Idempotent."""
+        if self._thread.ident is None:
+            return
+        self._inbox.put(self._stop)
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    # The thread.
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._turn()
+            except Exception as error:
+                logger.exception("%s broke", self._name)
+                self._fail(error)
+        self._fail(WorkerDied("stopped"))
+        while not self._inbox.empty():  # what came too late is answered too
+            self._inbox.get()()
+        self._hand_back()
+
+    def _turn(self) -> None:
+        if not self._busy():
+            self._idle()
+        while not self._inbox.empty():
+            self._inbox.get()()
+        self._hand_back()  # what needed no computing does not wait for the step
+        if not self._stopping and self._busy():
+            self._replies += self._backend.step()
+            self._hand_back()
+
+    def _idle(self) -> None:
+        """Blocked until something comes. A backend that owes replies but is not busy waits for room or for the
+        clock: it is asked again."""
+        owed = self._waiting and self._failure is None
+        try:
+            call = self._inbox.get(timeout=_GLANCE_S if owed else None)
+        except Empty:
+            return
+        call()
+
+    def _busy(self) -> bool:
+        return self._failure is None and self._backend.busy
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _take(self, commands: Sequence[Command], reply_to: Destination) -> None:
+        for command in commands:
+            session = command.session
+            if isinstance(command, Close):
+                self._owners.pop(session, None)
+                self._waiting.pop(session, None)
+            else:
+                self._owners[session] = reply_to
+                self._waiting[session] = None
+        for command in commands:
+            self._submit(command)
+
+    def _submit(self, command: Command) -> None:
+        if self._failure is not None:
+            if not isinstance(command, Close):
+                self._replies.append(self._obituary(command.session))
+            return
+        try:
+            self._replies += self._backend.submit(command)
+        except SpecserveError as error:  # this session's trouble alone
+            self._replies.append(Failed(command.session, type(error).__name__, str(error)))
+
+    def _leave(self, reply_to: Destination) -> None:
+        gone = [session for session, owner in self._owners.items() if owner == reply_to]
+        self._take([Close(session) for session in gone], reply_to)
+
+    def _drop(self) -> None:
+        for session in self._owners:
+            self._submit(Close(session))
+        self._replies += [SessionLost(session, 0) for session in self._waiting]
+
+    def _fail(self, error: Exception) -> None:
+        """Nobody waits for an answer that cannot come."""
+        self._failure = self._failure or error
+        self._replies += [self._obituary(session) for session in self._waiting]
+        self._hand_back()
+
+    def _obituary(self, session: int) -> Failed:
+        return Failed(session, "WorkerDied", f"{self._name}: {self._failure!r}")
+
+    def _hand_back(self) -> None:
+        if not self._replies:
+            return
+        batches: dict[Destination, list[Reply]] = {}
+        for reply in self._replies:
+            self._waiting.pop(reply.session, None)
+            owner = self._owners.get(reply.session)
+            if owner is not None:
+                batches.setdefault(owner, []).append(reply)
+        self._replies = []
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(_deliver, batches.items())
+
+
+def _deliver(batches: Iterable[tuple[Destination, list[Reply]]]) -> None:
+    for reply_to, replies in batches:
+        try:
+            reply_to(replies)
+        except Exception:
+            logger.exception("a destination refused %d replies", len(replies))
