@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 import specserve
 from deployments.leases import ServePort
 from deployments.worker import tls_files
-from specserve.config import AppConfig, model_dir
+from specserve.config import AppConfig, ArConfig, model_dir
 from specserve.errors import ConfigError, SpecserveError
 from specserve.serving.router import Router as SessionRouter
 from specserve.serving.settings import DrafterPool, Settings
@@ -95,7 +95,10 @@ def settings(config: AppConfig) -> Settings:
     router = config.router
     return Settings(
         verifier_pool=VERIFIER_POOL,
-        drafters=tuple(DrafterPool(name, name, d.max_draft_tokens) for name, d in config.drafters.items()),
+        drafters=tuple(
+            DrafterPool(name, name, d.max_draft_tokens, laws=isinstance(d, ArConfig))
+            for name, d in config.drafters.items()
+        ),
         rule=config.rule,
         max_nodes=config.target.max_draft_tokens,
         max_sessions=router.max_sessions,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from specserve.errors import ConfigError
+from specserve.types import RULES
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -133,7 +134,7 @@ class AppConfig(_Strict):
     drafters: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")], DrafterConfig] = {}
     router: RouterConfig = RouterConfig()
     data_plane: DataPlaneConfig = DataPlaneConfig()
-    rule: str = "coupled"  # of requests that name none
+    rule: Literal[RULES] = "coupled"  # type: ignore[valid-type]  # of requests that name none
 
 
 def parse(args: Mapping[str, Any]) -> AppConfig:

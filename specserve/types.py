@@ -11,6 +11,21 @@ from dataclasses import dataclass, field
 
 TokenIds = tuple[int, ...]
 
+RULES = (
+    "coupled",
+    "rejection",
+    "block",
+    "kseq",
+    "recursive",
+    "recursive-wor",
+    "traversal",
+    "traversal-wor",
+    "trie",
+)
+"""Verification rules, as requests name them."""
+LAW_RULES = frozenset(RULES) - {"coupled", "trie"}
+"""Those that judge a sampled draft by the law it was drawn from: they take one drafter, and it must send that law."""
+
 
 class SpeculationMode(enum.Enum):
     """AUTO speculates where it pays, ON in every round, OFF never."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import click
 
@@ -46,7 +47,7 @@ def command(
     """Stream a completion of PROMPT (standard input when absent); accepted tokens are marked."""
     from specserve.transport.client import Client, request
 
-    sampling: dict[str, object] = {} if seed is None else {"seed": seed}
+    sampling: dict[str, Any] = {} if seed is None else {"seed": seed}
     made = request(
         prompt if prompt is not None else sys.stdin.read(),
         max_tokens=max_tokens,

@@ -124,14 +124,21 @@ class Router:
 
     def _start(self, request_id: str, session: Session, request: GenerationRequest) -> Generation:
         settings, wish = self.settings, request.speculation
-        drafters = chosen_drafters(wish, settings)
+        drafters = chosen_drafters(request, settings)
         depth = settings.max_draft_tokens if wish.max_draft_tokens is None else wish.max_draft_tokens
         if depth == 0:
             drafters = []
         generation = Generation(
             request_id,
             session,
-            SessionSpec(request.sampling, session.prompt_len, session.max_len, wish.rule or settings.rule),
+            SessionSpec(
+                request.sampling,
+                session.prompt_len,
+                session.max_len,
+                wish.rule or settings.rule,
+                wish.branches or 0,
+                wish.max_draft_nodes or 0,
+            ),
             drafters,
             depth,
             vocab_size=self.facts.vocab_size,

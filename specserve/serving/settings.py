@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from specserve.types import RULES
+
 
 @dataclass(frozen=True, slots=True)
 class DrafterPool:
@@ -13,11 +15,13 @@ class DrafterPool:
         name: as in `speculation.drafters`.
         pool: the port's name of its replicas.
         max_tokens: deepest draft to ask for.
+        laws: whether it can send the laws that its drafts were drawn from.
     """
 
     name: str
     pool: str
     max_tokens: int = 8
+    laws: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Settings:
 
     verifier_pool: str = "verifier"
     drafters: tuple[DrafterPool, ...] = ()
-    rules: tuple[str, ...] = ("coupled",)
+    rules: tuple[str, ...] = RULES
     rule: str = "coupled"
     max_draft_tokens: int = 16
     max_nodes: int = 64

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 
 from specserve.errors import InvalidRequest
 from specserve.serving.settings import DrafterPool, Settings
-from specserve.types import GenerationRequest, ModelFacts, Sampling, Speculation, SpeculationMode, TokenIds
+from specserve.types import LAW_RULES, GenerationRequest, ModelFacts, Sampling, Speculation, SpeculationMode, TokenIds
 
 MAX_PROMPT_BYTES = 1 << 20
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
 MAX_LOGPROBS = 20
 MAX_DRAFT_TOKENS = 64
+MAX_BRANCHES = 16
 MAX_TEMPERATURE = 100.0
 
 
@@ -20,6 +21,7 @@ def check_request(request: GenerationRequest, facts: ModelFacts, settings: Setti
     """All that can be said before the prompt is tokenised. Raises InvalidRequest."""
     _check_sampling(request.sampling, facts)
     _check_speculation(request.speculation, settings)
+    _check_laws(request, settings)
     if request.timeout_s is not None and not 0 < request.timeout_s < math.inf:
         raise InvalidRequest("timeout_ms", "must be a finite number above 0", request.timeout_s * 1000)
     prompt = request.prompt
@@ -48,12 +50,33 @@ def check_prompt(prompt: TokenIds, request: GenerationRequest, facts: ModelFacts
     _check_ids(field, prompt, facts)
 
 
-def chosen_drafters(wish: Speculation, settings: Settings) -> list[DrafterPool]:
+def chosen_drafters(request: GenerationRequest, settings: Settings) -> list[DrafterPool]:
     """Pools that a request may draft with, in its own order."""
+    wish = request.speculation
     if wish.mode is SpeculationMode.OFF:
         return []
     pools = {pool.name: pool for pool in settings.drafters}
-    return [pools[name] for name in wish.drafters or pools]
+    if wish.drafters:
+        return [pools[name] for name in wish.drafters]
+    if _needs_laws(request, settings):
+        return [pool for pool in settings.drafters if pool.laws][:1]
+    return list(settings.drafters)
+
+
+def _needs_laws(request: GenerationRequest, settings: Settings) -> bool:
+    rule = request.speculation.rule or settings.rule
+    return rule in LAW_RULES and request.sampling.temperature > 0  # at 0 every rule is the greedy walk
+
+
+def _check_laws(request: GenerationRequest, settings: Settings) -> None:
+    wish = request.speculation
+    if not wish.drafters or not _needs_laws(request, settings):
+        return
+    able = [pool.name for pool in settings.drafters if pool.laws]
+    if len(wish.drafters) > 1 or wish.drafters[0] not in able:
+        rule = wish.rule or settings.rule
+        bound = f"must name one drafter among {_names(able)}: rule {rule!r} judges drafts by the one law they come from"
+        raise InvalidRequest("speculation.drafters", bound, wish.drafters)
 
 
 def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
@@ -82,6 +105,10 @@ def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
 def _check_speculation(wish: Speculation, settings: Settings) -> None:
     if wish.max_draft_tokens is not None:
         _check_int("speculation.max_draft_tokens", wish.max_draft_tokens, 0, MAX_DRAFT_TOKENS)
+    if wish.branches is not None:
+        _check_int("speculation.branches", wish.branches, 1, MAX_BRANCHES)
+    if wish.max_draft_nodes is not None:
+        _check_int("speculation.max_draft_nodes", wish.max_draft_nodes, 1, settings.max_nodes)
     known = [pool.name for pool in settings.drafters]
     for name in wish.drafters:
         if name not in known:

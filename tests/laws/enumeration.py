@@ -59,7 +59,7 @@ def iid_chains(q: Table, vocab: int, length: int, k: int, told: Table | None = N
         yield float(np.prod([w for w, _ in combination])), merge_chains(chains, laws, "q")
 
 
-def chains_of(drafters: Sequence[Table], vocab: int, length: int) -> Weighted:
+def chains_of(drafters: Sequence[Table], vocab: int, length: int, distinct: bool = False) -> Weighted:
     """One chain of each of several drafters, as separate branches with their own laws."""
     for combination in itertools.product(*(sequences(q, vocab, length) for q in drafters)):
         tokens, parents, names, laws = [], [], [], []
@@ -68,7 +68,8 @@ def chains_of(drafters: Sequence[Table], vocab: int, length: int) -> Weighted:
             tokens += chain
             names += [f"q{number}"] * length
             laws += [sparse(q[chain[:i]]) for i in range(length)]
-        draft = Draft(tuple(tokens), tuple(parents), tuple(names), tuple(laws))
+        branches = tuple(tuple(range(i, i + length)) for i in range(0, len(tokens), length))
+        draft = Draft(tuple(tokens), tuple(parents), tuple(names), tuple(laws), () if distinct else branches)
         yield float(np.prod([w for w, _ in combination])), draft
 
 

@@ -108,6 +108,7 @@ def two_drafters(drafter: Drafter, specs: Sequence[SessionSpec], histories: Sequ
             a.parents + tuple(p + len(a) if p >= 0 else -1 for p in b.parents),
             a.drafters + b.drafters,
             (a.laws or ()) + (b.laws or ()),
+            a.chains + tuple(tuple(node + len(a) for node in chain) for chain in b.chains),
         )
         for a, b in pairs
     ]
@@ -142,7 +143,7 @@ def target_law(target: torch.Tensor, sampling: dict) -> np.ndarray:
     return np.array(law)
 
 
-def p_value(propose: Propose, rule: str, k: int, length: int, sampling: dict, n: int = 1500, seed: int = 0) -> float:
+def p_value(propose: Propose, rule: str, k: int, length: int, sampling: dict, n: int = 1200, seed: int = 0) -> float:
     """χ² of the joint law of the first three tokens over n seeds; impossible sequences give 0."""
     generator = torch.Generator().manual_seed(seed)
     target = torch.randn(VOCAB, VOCAB, generator=generator)

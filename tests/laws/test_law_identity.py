@@ -54,7 +54,7 @@ def test_siblings_that_exhaust_the_draft_law(rule):
 def test_siblings_of_different_drafters_keep_their_own_laws(rule):
     rng = np.random.default_rng(7)
     p = table(rng, 3, 2)
-    drafter = chains_of([table(rng, 3, 2), table(rng, 3, 2)], 3, 2)
+    drafter = chains_of([table(rng, 3, 2), table(rng, 3, 2)], 3, 2, distinct=True)
     assert joint_error(emitted_law(p, drafter, rule), p, 3, 3) <= EXACT
 
 

@@ -1,6 +1,6 @@
 """The joint law of whole generations: rule × drafter family × (K, L) × sampling parameters, production's randomness.
 
-χ² over 1,500 pinned seeds each; an alarm is p < 1e-4. With fresh seeds this file would raise a false one in 1.5e-3.
+χ² over 1,200 pinned seeds each; an alarm is p < 1e-4. With fresh seeds this file would raise a false one in 1.5e-3.
 """
 
 import pytest

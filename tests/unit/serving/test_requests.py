@@ -11,12 +11,12 @@ from world import World, drafter, play, request, verifier
 
 from specserve.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from specserve.serving.settings import DrafterPool, Settings
-from specserve.serving.validate import check_prompt, check_request
+from specserve.serving.validate import check_prompt, check_request, chosen_drafters
 from specserve.types import GenerationRequest, Sampling, Speculation, SpeculationMode, Started
 
 PROMPT = (5, 6, 7)
 NAN = math.nan
-SETTINGS = Settings(drafters=(DrafterPool("small", "small"),), rules=("coupled", "block"))
+SETTINGS = Settings(drafters=(DrafterPool("small", "small", laws=True), DrafterPool("lookup", "lookup")))
 
 BAD = [
     ("prompt.token_ids", "at least one token", {"prompt": ()}),
@@ -81,12 +81,25 @@ def test_the_widest_request_is_good():
         GenerationRequest(
             "é" * 500_000,
             Sampling(4093, 100.0, 1.0, 10**9, 1.0, 2**63 - 1, ("x" * 256,) * 16, (256,), 2, -2, 9.0, {0: -100}, 20),
-            Speculation(SpeculationMode.AUTO, ("small",), 64, "block"),
+            Speculation(SpeculationMode.AUTO, ("small",), 64, "block", 16, 64),
             1e9,
         ),
         FACTS,
         SETTINGS,
     )
+
+
+@pytest.mark.parametrize("drafters", [("lookup",), ("small", "lookup")])
+def test_a_rule_that_judges_by_laws_refuses_drafters_that_send_none_and_mixtures(drafters):
+    wish = Speculation(SpeculationMode.AUTO, drafters, rule="kseq")
+    with pytest.raises(InvalidRequest, match=r"one drafter among small: rule 'kseq'.*got \('"):
+        check_request(GenerationRequest((1,), Sampling(temperature=1.0), wish), FACTS, SETTINGS)
+    check_request(GenerationRequest((1,), Sampling(temperature=0.0), wish), FACTS, SETTINGS)  # greedy: any drafts do
+
+
+def test_a_rule_that_judges_by_laws_chooses_a_drafter_that_sends_them():
+    request = GenerationRequest((1,), Sampling(temperature=1.0), Speculation(rule="kseq"))
+    assert [pool.name for pool in chosen_drafters(request, SETTINGS)] == ["small"]
 
 
 def test_a_bad_request_starts_nothing():

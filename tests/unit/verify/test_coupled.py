@@ -70,7 +70,7 @@ def a_case(draw) -> Case:
     return Case(spec_, tokens, Draft(tuple(ids), tuple(parents), ("x",) * len(ids)))
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=70, deadline=None, derandomize=True)
 @given(cases=st.lists(a_case(), min_size=1, max_size=4), at_once=st.booleans())
 def test_a_round_emits_what_plain_decoding_would(cases, at_once):
     """Whatever the trees, parameters, seeds and batch: the emitted tokens are the plain ones, the path is as long as
