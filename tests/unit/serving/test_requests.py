@@ -52,9 +52,9 @@ BAD = [
     ("sampling.logit_bias", "at least -100, at most 100", {"logit_bias": {1: 101.0}}),
     ("sampling.logit_bias", "finite", {"logit_bias": {1: NAN}}),
     ("speculation.max_draft_tokens", "0 to 64; got 65", {"max_draft_tokens": 65}),
-    ("speculation.drafters", "among small; got 'big'", {"drafters": ("big",)}),
+    ("speculation.drafters", "among small, lookup; got 'big'", {"drafters": ("big",)}),
     ("speculation.drafters", "once", {"drafters": ("small", "small")}),
-    ("speculation.rule", "one of coupled, block; got 'best'", {"rule": "best"}),
+    ("speculation.rule", "one of coupled, rejection, block, kseq, recursive", {"rule": "best"}),
 ]
 
 

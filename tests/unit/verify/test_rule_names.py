@@ -6,5 +6,5 @@ from specserve.verify.tossed import Tossed
 
 
 def test_every_named_rule_exists_and_every_rule_is_named() -> None:
-    assert types.RULES == tuple(RULES)
+    assert tuple(RULES) == types.RULES
     assert {name for name, rule in RULES.items() if isinstance(rule, Tossed)} == types.LAW_RULES
