@@ -42,7 +42,12 @@ class Loop(Protocol):
 
 
 class TlsFiles:
-    """PEM files of the data plane: a certificate chain, its key, and the authority both sides trust."""
+    """PEM files of the data plane: a certificate chain, its key, and the authority both sides trust.
+
+    Replicas come and go on any address, so the certificate is for one name that all of them go by.
+    """
+
+    NAME = "specserve-worker"
 
     def __init__(self, certificate: str, key: str, authority: str) -> None:
         try:
@@ -138,19 +143,19 @@ class GrpcChannel:
         if tls is None:
             channel = grpc.aio.insecure_channel(grant.endpoint, options=_OPTIONS)
         else:
-            channel = grpc.aio.secure_channel(grant.endpoint, tls.client(), options=_OPTIONS)
+            options = (*_OPTIONS, ("grpc.ssl_target_name_override", TlsFiles.NAME))
+            channel = grpc.aio.secure_channel(grant.endpoint, tls.client(), options=options)
         metadata = ((_SECRET, secret), (_INCARNATION, str(grant.incarnation)), (_ROUTER, router))
         call = pb_grpc.WorkerServiceStub(channel).Work(metadata=metadata)
         try:
             async with asyncio.timeout(timeout_s):
                 await call.initial_metadata()
                 if call.done():  # let in means: headers came, and the call is still open
-                    raise WorkerDied(f"{grant.replica}: {await call.details()}")
-        except (TimeoutError, grpc.RpcError) as error:
+                    raise WorkerDied(await call.details())
+        except BaseException as error:
             await channel.close()
-            raise WorkerDied(f"{grant.replica} at {grant.endpoint} cannot be reached: {error}") from error
-        except BaseException:
-            await channel.close()
+            if isinstance(error, (TimeoutError, grpc.RpcError, WorkerDied)):
+                raise WorkerDied(f"{grant.replica} at {grant.endpoint} cannot be reached: {error!r}") from error
             raise
         return cls(grant, channel, call)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -16,6 +18,10 @@ _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (errors.Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
 )
+
+
+# Serve's proxy reports a router that died under a stream as INTERNAL: nobody is left to say UNAVAILABLE.
+_DEAD_ROUTER = re.compile(r"actor \w* ?(died|is unavailable|is dead|was killed)", re.IGNORECASE)
 
 
 def code_of(error: BaseException) -> grpc.StatusCode:
@@ -44,6 +50,8 @@ def error_of(rpc_error: grpc.RpcError) -> errors.SpecserveError:
         return errors.InvalidRequest(field, bound, _Verbatim(value))
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return errors.Overloaded(message, _retry_after(rpc_error))
+    if code is grpc.StatusCode.INTERNAL and _DEAD_ROUTER.search(message):
+        return errors.Unavailable(message)
     for kind, known in _CODES:
         if code is known:
             return kind(message)  # type: ignore[return-value]

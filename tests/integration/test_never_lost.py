@@ -3,6 +3,7 @@
 import pytest
 from live import PROMPTS, Cluster, replicas, until
 
+from specserve.errors import Unavailable
 from specserve.types import Chunk, Finished
 
 GREEDY = {"temperature": 0.0}
@@ -66,6 +67,16 @@ def test_a_worker_that_has_forgotten_its_sessions_is_told_again(cluster: Cluster
                 cluster.handle(deployment).forget_sessions.remote().result(timeout_s=30)
 
     assert _with_a_fault(cluster, forget, **options) == undisturbed
+
+
+def test_a_router_that_dies_ends_the_stream_as_unavailable_and_its_leases_end_by_themselves(cluster: Cluster) -> None:
+    before = set(replicas("Router"))
+    with pytest.raises(Unavailable):
+        _with_a_fault(cluster, lambda: cluster.kill("Router"), max_tokens=1000, ignore_eos=True)
+    until(lambda: replicas("Router") and not set(replicas("Router")) & before, "a new router")
+    cluster.settle()
+    with cluster.client() as client:
+        assert client.generate(PROMPTS[0], max_tokens=4).usage.emitted_tokens == 4
 
 
 def test_a_client_that_goes_away_leaves_nothing_behind(cluster: Cluster) -> None:

@@ -124,3 +124,8 @@ def test_masked_logits_stay_masked_under_every_parameter():
     got = process(logits, [spec(**parameters)], [[0, 1]]).softmax(-1)
     assert got[0, 1] == 0
     assert float(got.sum()) == pytest.approx(1)
+
+
+def test_a_prefix_is_the_sequence_it_stands_for():
+    prefix = Prefix([5, 6], (7, 8))
+    assert (len(prefix), list(prefix), prefix[-1], list(prefix[1:3])) == (4, [5, 6, 7, 8], 8, [6, 7])

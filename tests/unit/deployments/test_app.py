@@ -1,0 +1,99 @@
+"""What the configuration says reaches Ray Serve."""
+
+import copy
+
+import pytest
+
+from deployments import launch
+from deployments.app import build_app
+from specserve.config import parse
+from specserve.errors import ConfigError
+
+ARGS = {
+    "target": {
+        "model": "zoo:target",
+        "device": "cuda",
+        "replicas": {"min": 1, "max": 4, "target_sessions": 16, "upscale_delay_s": 2, "downscale_delay_s": 30},
+        "placement": {"num_cpus": 4, "num_gpus": 0.5, "accelerator_type": "H100", "labels": {"role": "verifier"}},
+        "max_sessions": 48,
+        "graceful_shutdown_s": 120,
+    },
+    "drafters": {
+        "ngram": {"kind": "ngram", "replicas": {"min": 0, "max": 2}},
+        "small": {"kind": "ar", "model": "zoo:ar", "placement": {"num_gpus": 0.25, "resources": {"drafter": 1}}},
+    },
+    "router": {"replicas": {"min": 2, "max": 2}},
+    "data_plane": {"secret": "s"},
+}
+
+
+def _deployments(args: dict) -> dict:
+    seen: dict = {}
+
+    def walk(app) -> None:
+        deployment = app._bound_deployment
+        seen[deployment.name] = deployment
+        for value in [*deployment.init_args, *deployment.init_kwargs.values()]:
+            for item in value.values() if isinstance(value, dict) else [value]:
+                if hasattr(item, "_bound_deployment"):
+                    walk(item)
+
+    walk(build_app(parse(args)))
+    return seen
+
+
+def test_every_part_is_a_deployment_of_its_own() -> None:
+    assert set(_deployments(ARGS)) == {"Router", "Verifier", "Drafter-ngram", "Drafter-small"}
+
+
+def test_resources_labels_and_scaling_are_as_configured() -> None:
+    made = _deployments(ARGS)
+    verifier = made["Verifier"]
+    assert verifier.ray_actor_options["num_gpus"] == 0.5
+    assert verifier.ray_actor_options["accelerator_type"] == "H100"
+    assert verifier.ray_actor_options["label_selector"] == {"role": "verifier"}
+    assert verifier.max_ongoing_requests == 48
+    scaling = verifier._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 4, 16)
+    assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (2, 30)
+    assert verifier._deployment_config.graceful_shutdown_timeout_s == 120
+    assert made["Drafter-small"].ray_actor_options["resources"] == {"drafter": 1}
+    assert made["Drafter-ngram"]._deployment_config.autoscaling_config.min_replicas == 0
+    assert made["Router"].num_replicas == 2
+
+
+BAD = [
+    (("target", "slotz"), 1, r"target: 'slotz' is no known key; did you mean 'slots'\?"),
+    (("target", "slots"), 0, "target.slots: .*greater than or equal to 1; got 0"),
+    (("target", "replicas"), {"min": 3, "max": 2}, "replicas.min must be at most replicas.max; got 3 > 2"),
+    (("target", "dtype"), "int8", "target.dtype: .*'float32', 'bfloat16' or 'float16'; got 'int8'"),
+    (("drafters", "small", "kind"), "magic", "drafters.small: .*'ngram', 'ar'"),
+    (("drafters", "small", "modle"), "x", r"'modle' is no known key; did you mean 'model'\?"),
+    (("router", "max_waitign"), 5, r"router: 'max_waitign' is no known key; did you mean 'max_waiting'\?"),
+    (("rule",), "luck", "rule: .*'coupled'.*got 'luck'"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), BAD, ids=[".".join(p) for p, _, _ in BAD])
+def test_a_bad_configuration_names_the_key_the_bound_and_the_value(path: tuple, value: object, message: str) -> None:
+    args = copy.deepcopy(ARGS)
+    at: dict = args
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    with pytest.raises(ConfigError, match=message):
+        parse(args)
+
+
+@pytest.mark.parametrize("path", sorted(launch.CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_config_is_good(path) -> None:
+    launch.load(path)
+
+
+def test_a_typo_in_serves_own_part_is_refused_too(tmp_path) -> None:
+    text = (launch.CONFIGS / "demo.yaml").read_text()
+    for good, bad in (("grpc_options:", "grpc_optons:"), ("import_path:", "import_pth:"), ("port: 9000", "prt: 9000")):
+        path = tmp_path / "typo.yaml"
+        path.write_text(text.replace(good, bad))
+        with pytest.raises(ConfigError, match="is no known key; did you mean"):
+            launch.load(path)
