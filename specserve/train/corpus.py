@@ -68,27 +68,31 @@ def is_held_out(name: str) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % HELD_OUT_ONE_IN == 0
 
 
-def load(extra: Sequence[Path] = ()) -> Corpus:
-    """The standard library, and whatever `extra` names.
+def load(extra: Sequence[Path] = (), *, library: bool = True) -> Corpus:
+    """The standard library of the running interpreter, and whatever `extra` names.
 
     Args:
         extra: `*.jsonl.gz` files of `{"name", "text"}` lines, or folders of .py, .txt and .md files.
+        library: whether the standard library is part of it.
     Raises:
-        ConfigError: a path is neither, or a line is not such an object.
+        ConfigError: a path is neither, a line is not such an object, or there is no text at all.
     """
-    library = Path(sysconfig.get_paths()["stdlib"])
-    version = sysconfig.get_python_version()
-    found = [(f"Python {version} standard library", "PSF-2.0", tuple(_folder(library, {".py"}, "stdlib")))]
+    found: list[tuple[str, str, tuple[Document, ...]]] = []
+    if library:
+        root, version = Path(sysconfig.get_paths()["stdlib"]), sysconfig.get_python_version()
+        documents = tuple(_folder(root, {".py"}, "stdlib"))
+        found.append((f"Python {version} standard library", "PSF-2.0", documents))
     found += [(path.name, "as given by its owner", tuple(_read(path))) for path in extra]
-    documents = [document for _, _, group in found for document in group]
-    sources = tuple(
-        Source(name, licence, len(group), sum(len(d.text.encode()) for d in group))
-        for name, licence, group in found
-    )
+    everything = [document for _, _, documents in found for document in documents]
+    if not everything:
+        raise ConfigError("the corpus must hold some text; name a folder or file that does")
     return Corpus(
-        train=tuple(d for d in documents if not is_held_out(d.name)),
-        held_out=tuple(d for d in documents if is_held_out(d.name)),
-        sources=sources,
+        train=tuple(d for d in everything if not is_held_out(d.name)),
+        held_out=tuple(d for d in everything if is_held_out(d.name)),
+        sources=tuple(
+            Source(name, licence, len(documents), sum(len(d.text.encode()) for d in documents))
+            for name, licence, documents in found
+        ),
     )
 
 

@@ -1,21 +1,22 @@
 """Documents as one long row of token ids, and the batches cut from it."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-Ids = NDArray[np.uint16]
+Ids = NDArray[np.uint32]
 
 
 def pack(texts: Iterable[str], tokenizer: Tokenizer, *, end: int) -> Ids:
-    """All texts in one row, each begun by the id `end`. [N], so the vocabulary must fit 16 bits."""
+    """All texts in one row, each begun by the id `end`. [N]"""
     rows: list[int] = [end]
     for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
         rows += [*encoding.ids, end]
-    return np.asarray(rows, dtype=np.uint16)
+    return np.asarray(rows, dtype=np.uint32)
 
 
 def batch(ids: Ids, step: int, *, size: int, length: int, seed: int) -> torch.Tensor:
@@ -36,14 +37,13 @@ def batch(ids: Ids, step: int, *, size: int, length: int, seed: int) -> torch.Te
     return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
-_grids: dict[tuple[int, int, int, int], tuple[int, NDArray[np.int64]]] = {}
+def shuffled(count: int, step: int, *, size: int, seed: int) -> NDArray[np.int64]:
+    """The `size` items of `count` that a step uses, [size]; every epoch has its own order."""
+    places = [divmod(index, count) for index in range(step * size, (step + 1) * size)]
+    return np.asarray([_grid(seed, epoch, count, 1)[1][place] for epoch, place in places])
 
 
+@lru_cache(maxsize=8)
 def _grid(seed: int, epoch: int, windows: int, offsets: int) -> tuple[int, NDArray[np.int64]]:
-    key = (seed, epoch, windows, offsets)
-    if key not in _grids:
-        if len(_grids) > 8:
-            _grids.clear()
-        random = np.random.default_rng([seed, epoch])
-        _grids[key] = int(random.integers(offsets)), random.permutation(windows)
-    return _grids[key]
+    random = np.random.default_rng([seed, epoch])
+    return int(random.integers(offsets)), random.permutation(windows)

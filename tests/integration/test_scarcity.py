@@ -14,7 +14,7 @@ SCARCE: dict[str, Any] = {
     "target": {
         "model": "zoo:target",
         "dtype": "float32",
-        "slots": 900,
+        "slots": 2000,
         "queue_timeout_s": 1.0,
         "max_draft_tokens": 16,
         "placement": {"num_cpus": 0.25},
@@ -41,7 +41,7 @@ def test_without_a_drafter_pool_decoding_is_plain(scarce: Cluster, reference: Ca
 
 def test_a_full_pool_queues_then_refuses_and_recovers(scarce: Cluster) -> None:
     with scarce.client() as client:
-        holders = [client.stream(PROMPTS[0], max_tokens=350, ignore_eos=True) for _ in range(2)]
+        holders = [client.stream(PROMPTS[0], max_tokens=850, ignore_eos=True) for _ in range(2)]
         for holder in holders:
             while not isinstance(next(holder), Chunk):
                 pass
@@ -61,7 +61,7 @@ def test_a_full_pool_queues_then_refuses_and_recovers(scarce: Cluster) -> None:
 
 def test_more_requests_than_admitted_are_refused_with_a_hint(scarce: Cluster) -> None:
     with scarce.client() as client:
-        streams = [client.stream(PROMPTS[0], max_tokens=40, ignore_eos=True) for _ in range(4)]
+        streams = [client.stream(PROMPTS[0], max_tokens=850, ignore_eos=True) for _ in range(4)]
         for stream in streams:
             next(stream)
         with pytest.raises(Overloaded, match="at most 4 requests are served and 0 wait") as caught:
@@ -73,7 +73,7 @@ def test_more_requests_than_admitted_are_refused_with_a_hint(scarce: Cluster) ->
 
 def test_what_can_never_fit_the_pool_is_the_callers_fault(scarce: Cluster) -> None:
     with scarce.client() as client, pytest.raises(InvalidRequest, match="slots"):
-        client.generate(PROMPTS[0], max_tokens=1200)
+        client.generate(PROMPTS[0], max_tokens=2000)
 
 
 def test_a_config_with_a_typo_is_refused_before_anything_starts() -> None:
