@@ -103,7 +103,7 @@ def _start_ray(args: AppConfig, report: Callable[[str], None]) -> None:
     os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
     if os.environ.get("RAY_ADDRESS"):
         report(f"joining the cluster at {os.environ['RAY_ADDRESS']}")
-        ray.init(log_to_driver=False, logging_level="warning")
+        ray.init(log_to_driver=False, logging_level="error")
         return
     report("starting a local Ray")
     # Ray's CPUs are counts for placement; a small machine still runs every part, sharing its cores.
@@ -114,7 +114,7 @@ def _start_ray(args: AppConfig, report: Callable[[str], None]) -> None:
         num_cpus=max(os.cpu_count() or 1, int(wanted) + 1),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="warning",
+        logging_level="error",
         object_store_memory=128 << 20,
     )
 
@@ -131,6 +131,6 @@ def _wait_running(name: str, report: Callable[[str], None]) -> None:
             raise ConfigError("\n".join([status.message, *details]))
         ready = [n for n, d in status.deployments.items() if d.status.value == "HEALTHY"]
         line = f"deploying: {len(ready)} of {len(status.deployments)} parts ready"
-        if line != last:
+        if status.deployments and line != last:
             report(last := line)
         time.sleep(0.1)

@@ -100,7 +100,7 @@ def settings(config: AppConfig) -> Settings:
             for name, d in config.drafters.items()
         ),
         rule=config.rule,
-        max_nodes=config.target.max_draft_tokens,
+        max_nodes=config.target.max_draft_nodes,
         max_sessions=router.max_sessions,
         max_waiting=router.max_waiting,
         admission_timeout_s=router.admission_timeout_s,

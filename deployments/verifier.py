@@ -26,7 +26,7 @@ class Verifier(Worker):
             device=target.device,
             dtype=target.dtype,
             slots=target.slots,
-            max_nodes=target.max_draft_tokens,
+            max_nodes=target.max_draft_nodes,
         )
         self._facts = engine.facts()
         return VerifierBackend(

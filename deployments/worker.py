@@ -71,7 +71,10 @@ class Worker:
 
 
 def limit_threads(threads: int) -> None:
-    """Before torch is loaded: OpenMP reads these once, and idle threads must not spin on shared cores."""
+    """Before torch is loaded: OpenMP reads these once.
+
+    Threads spin about 0.2 ms for their next piece of work and then sleep. Measured on 2 cores, a 138M bf16 forward:
+    15.6 ms so, 19.9 ms when they sleep at once; spinning for ever starves the other replicas of shared cores.
+    """
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ["KMP_BLOCKTIME"] = "0"
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -76,7 +76,7 @@ class TargetConfig(_Worker, _Model):
     prefill_chunk: Positive = 512
     max_batch_tokens: Positive = 2048
     queue_timeout_s: Seconds = 30.0  # how long a session waits for room in the pool
-    max_draft_tokens: Annotated[int, Field(ge=1, le=256)] = 64  # most drafted nodes of one session and round
+    max_draft_nodes: Annotated[int, Field(ge=1, le=256)] = 64  # most drafted tokens of one session and round
 
 
 class NgramConfig(_Worker):
@@ -93,6 +93,9 @@ class ArConfig(_Worker, _Model):
 
     kind: Literal["ar"]
     max_draft_tokens: Annotated[int, Field(ge=1, le=64)] = 6
+    branches: Annotated[int, Field(ge=1, le=16)] = 1  # chains per round, or most children of a node; 1 drafts a chain
+    max_draft_nodes: Annotated[int, Field(ge=1, le=256)] = 64  # all branches together
+    min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0  # end a branch when its own probability falls below
 
 
 DrafterConfig = Annotated[NgramConfig | ArConfig, Field(discriminator="kind")]
@@ -135,6 +138,16 @@ class AppConfig(_Strict):
     router: RouterConfig = RouterConfig()
     data_plane: DataPlaneConfig = DataPlaneConfig()
     rule: Literal[RULES] = "coupled"  # type: ignore[valid-type]  # of requests that name none
+
+    @model_validator(mode="after")
+    def _drafts_fit(self) -> AppConfig:
+        most = self.target.max_draft_nodes
+        for name, drafter in self.drafters.items():
+            nodes = drafter.max_draft_nodes if isinstance(drafter, ArConfig) and drafter.branches > 1 else 0
+            if max(nodes, drafter.max_draft_tokens) > most:
+                given = max(nodes, drafter.max_draft_tokens)
+                raise ValueError(f"drafters.{name} must draft at most target.max_draft_nodes {most}; got {given}")
+        return self
 
 
 def parse(args: Mapping[str, Any]) -> AppConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,11 @@ class Transformers:
     ) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
         torch.set_num_threads(threads)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         self._tokenizer = AutoTokenizer.from_pretrained(target)
         self._model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).eval()
         self.arms: dict[str, dict[str, Any]] = {"transformers generate": {}}
@@ -75,3 +79,11 @@ class Transformers:
         ids = tuple(out[0, inputs["input_ids"].shape[1] :].tolist())
         wall = time.perf_counter() - start
         return Sample(ids, tuple(t - start for t in clock.arrivals[: len(ids)]), wall)
+
+    def logits_after(self, prompt: str, ids: Sequence[int]) -> Any:
+        """The target's logits, [V], after the prompt and `ids`."""
+        import torch
+
+        inputs = self._tokenizer(prompt, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            return self._model(torch.cat([inputs, torch.tensor([list(ids)], dtype=inputs.dtype)], 1)).logits[0, -1]

@@ -11,7 +11,23 @@ from typing import Any
 import click
 
 
-@click.command()
+class _Bench(click.Group):
+    """`specserve bench CONFIG` is `specserve bench serve CONFIG`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["serve", *args]
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Bench, name="bench")
+def command() -> None:
+    """Measure. `specserve bench CONFIG` runs a configuration against its peers."""
+
+
+@command.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option(
     "--prompts", "prompts_file", type=click.Path(path_type=Path), required=True, help="JSON lines, may be .gz."
@@ -25,7 +41,7 @@ import click
 @click.option("--inflate", type=float, help="Make the target cost like one of this many million parameters.")
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Run transformers' own generation too.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write all figures to this file.")
-def command(
+def serve(
     config: Path,
     prompts_file: Path,
     limit: int | None,
@@ -39,17 +55,18 @@ def command(
     """Run CONFIG with speculation off, with each drafter, and `transformers`' own generation, interleaved."""
     from rich.console import Console
 
-    from specserve.bench import prompts, report, serve
+    from specserve.bench import prompts, report
+    from specserve.bench import serve as bench
     from specserve.bench.load import Workload
 
     err = Console(stderr=True)
     loaded = prompts.load(prompts_file, limit)
     load = Workload(max_tokens=max_tokens, temperature=temperature)
     with ExitStack() as stack:
-        deployed: dict[str, Any] = serve.read(config)
+        deployed: dict[str, Any] = bench.read(config)
         if inflate is not None:
-            deployed = serve.inflated(deployed, inflate, stack)
-        results = serve.run(
+            deployed = bench.inflated(deployed, inflate, stack)
+        results = bench.run(
             deployed,
             loaded,
             load,
@@ -70,3 +87,45 @@ def command(
     click.echo(report.markdown(results))
     if "identical_to_off" in results:
         click.echo(f"Texts identical to speculation off: {results['identical_to_off']}")
+
+
+@command.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--prompts", "prompts_file", type=click.Path(path_type=Path), required=True, help="JSON lines, may be .gz."
+)
+@click.option("--limit", type=int, help="Use the first N prompts only.")
+@click.option("--max-tokens", default=32, show_default=True, help="Most tokens per prompt.")
+@click.option(
+    "--depth", "depths", multiple=True, type=int, default=(1, 4, 8), show_default=True, help="max_draft_tokens."
+)
+@click.option("--concurrency", multiple=True, type=int, default=(1, 4, 16), show_default=True, help="Clients at once.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write all figures to this file.")
+def exact(
+    config: Path,
+    prompts_file: Path,
+    limit: int | None,
+    max_tokens: int,
+    depths: tuple[int, ...],
+    concurrency: tuple[int, ...],
+    out: Path | None,
+) -> None:
+    """Compare greedy texts of CONFIG (its target in fp32) with `transformers` generate, for every drafter."""
+    from rich.console import Console
+
+    from specserve.bench import exact as check
+    from specserve.bench import prompts
+    from specserve.bench import serve as bench
+
+    err = Console(stderr=True)
+    results = check.run(
+        bench.read(config),
+        prompts.load(prompts_file, limit),
+        max_tokens,
+        depths=depths,
+        concurrency=concurrency,
+        report=lambda line: err.print(f"[dim]{line}[/dim]"),
+    )
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo(check.markdown(results))

@@ -57,7 +57,7 @@ class ArDrafter:
             In a tree of rule `coupled` it is the estimated acceptance of a path that counts.
         vocab_size: propose only ids below this (the target's vocabulary); None for the engine's own.
         prefill_chunk: tokens of prompts per step.
-        max_batch_tokens: tokens (padding included) in the first pass of a batch of chains.
+        max_batch_tokens: tokens (padding included) in a pass that drafts; one session is always taken.
         round_tokens: a session with more pending tokens than this is taken in as a prompt first.
     """
 

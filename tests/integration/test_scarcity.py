@@ -16,7 +16,7 @@ SCARCE: dict[str, Any] = {
         "dtype": "float32",
         "slots": 2000,
         "queue_timeout_s": 1.0,
-        "max_draft_tokens": 16,
+        "max_draft_nodes": 16,
         "placement": {"num_cpus": 0.25},
     },
     "drafters": {

@@ -1,6 +1,7 @@
 """What the configuration says reaches Ray Serve."""
 
 import copy
+import json
 
 import pytest
 
@@ -70,6 +71,7 @@ BAD = [
     (("drafters", "small", "kind"), "magic", "drafters.small: .*'ngram', 'ar'"),
     (("drafters", "small", "modle"), "x", r"'modle' is no known key; did you mean 'model'\?"),
     (("router", "max_waitign"), 5, r"router: 'max_waitign' is no known key; did you mean 'max_waiting'\?"),
+    (("target", "max_draft_nodes"), 8, "drafters.ngram must draft at most target.max_draft_nodes 8; got 12"),
     (("rule",), "luck", "rule: .*'coupled'.*got 'luck'"),
 ]
 
@@ -97,3 +99,14 @@ def test_a_typo_in_serves_own_part_is_refused_too(tmp_path) -> None:
         path.write_text(text.replace(good, bad))
         with pytest.raises(ConfigError, match="is no known key; did you mean"):
             launch.load(path)
+
+
+def test_a_drafter_with_another_tokenizer_is_refused(tmp_path) -> None:
+    from deployments.drafter import check_vocabulary
+
+    for name, vocab in (("target", {"a": 0, "b": 1}), ("same", {"a": 0, "b": 1}), ("other", {"a": 1, "b": 0})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}}))
+    check_vocabulary("x", tmp_path / "same", tmp_path / "target")
+    with pytest.raises(ConfigError, match=r"drafters\.x\.model must have the target's tokenizer.*not the same ones"):
+        check_vocabulary("x", tmp_path / "other", tmp_path / "target")

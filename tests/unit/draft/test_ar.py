@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from ar_toys import CONTEXT, VOCAB, begin, drain, law, own_text, text
 
 from specserve.draft.ar import ArDrafter
 from specserve.engine import Engine, Verifier
@@ -19,94 +17,12 @@ from specserve.types import (
     Draft,
     Proposal,
     Propose,
-    Reply,
     Sampling,
     SessionLost,
     SessionSpec,
     Verdict,
     Verify,
 )
-from specserve.verify import sample
-
-VOCAB, CONTEXT = 96, 128
-
-
-@pytest.fixture(scope="module")
-def small_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A random two-layer llama, on disk; one thread, since more only wait for each other at this size."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.2,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = AutoModelForCausalLM.from_config(config)
-    path = tmp_path_factory.mktemp("drafter")
-    model.save_pretrained(path)
-    yield path
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def make_drafter(small_model: Path) -> Iterator[Callable[..., ArDrafter]]:
-    """Drafters; afterwards, with all sessions closed, every slot is free."""
-    made: list[ArDrafter] = []
-
-    def make(slots: int = 800, trace: bool = False, **options: Any) -> ArDrafter:
-        engine = Engine(small_model, slots=slots, max_nodes=8, trace=trace)
-        made.append(ArDrafter(engine, **{"prefill_chunk": 16, "round_tokens": 8, **options}))
-        return made[-1]
-
-    yield make
-    for drafter in made:
-        drafter.engine.check_integrity()
-        for session in list(drafter.engine.sessions):
-            drafter.submit(Close(session))
-        assert not drafter.busy
-        assert drafter.stats()["slots_used"] == 0
-        assert drafter.stats()["slots_free"] == drafter.stats()["slots"]
-
-
-def text(length: int, seed: int = 0) -> list[int]:
-    return [(i * i * 29 + i * 13 + seed * 41) % VOCAB for i in range(length)]
-
-
-def begin(session: int, prompt: Sequence[int], depth: int, max_len: int = 100, **sampling: Any) -> Propose:
-    return Propose(session, 0, tuple(prompt), depth, SessionSpec(Sampling(**sampling), len(prompt), max_len))
-
-
-def drain(drafter: ArDrafter, *commands: Command) -> list[Reply]:
-    replies = [reply for command in commands for reply in drafter.submit(command)]
-    while drafter.busy:
-        replies += drafter.step()
-        drafter.engine.check_integrity()
-    return replies
-
-
-def law(drafter: ArDrafter, tokens: list[int]) -> torch.Tensor:
-    """The model's own law after these tokens, [1, V], without pool or cache."""
-    with torch.inference_mode():
-        logits: torch.Tensor = drafter.engine._model(input_ids=torch.tensor([tokens]), use_cache=False).logits[:, -1]
-    return logits
-
-
-def own_text(drafter: ArDrafter, tokens: list[int], count: int, **sampling: Any) -> tuple[int, ...]:
-    """The slow oracle: what the small model itself would write, one plain pass per token."""
-    spec = SessionSpec(Sampling(**sampling), len(tokens), 100)
-    got: list[int] = []
-    for _ in range(count):
-        history = [*tokens, *got]
-        got.append(int(sample(law(drafter, history), [spec], [history])[0]))
-    return tuple(got)
-
 
 SAMPLINGS: list[dict[str, Any]] = [
     {},
@@ -294,3 +210,7 @@ def test_the_configured_depth_bounds_every_chain_and_must_fit_the_engine(make_dr
         ArDrafter(drafter.engine, max_tokens=9)
     with pytest.raises(ConfigError, match="min_confidence must be at least 0 and below 1; got 1"):
         ArDrafter(drafter.engine, min_confidence=1.0)
+    with pytest.raises(ConfigError, match="branches must be at least 1; got 0"):
+        ArDrafter(drafter.engine, branches=0)
+    with pytest.raises(ConfigError, match="max_nodes must be between 1 and the engine's max_nodes 8; got 9"):
+        ArDrafter(drafter.engine, max_nodes=9)
