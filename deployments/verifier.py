@@ -18,6 +18,7 @@ class Verifier(Worker):
         import torch
 
         from specserve.engine import Engine
+        from specserve.engine.grammar import Grammars
         from specserve.engine.verifier import Verifier as VerifierBackend
 
         torch.set_num_threads(target.threads)
@@ -34,6 +35,7 @@ class Verifier(Worker):
             prefill_chunk=target.prefill_chunk,
             max_batch_tokens=target.max_batch_tokens,
             queue_timeout_s=target.queue_timeout_s,
+            grammars=Grammars(model_dir(target.model) / "tokenizer.json", self._facts),
         )
 
     async def facts(self) -> ModelFacts:

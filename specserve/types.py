@@ -93,6 +93,25 @@ class Speculation:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the whole output must be; exactly one is set.
+
+    json_schema: a JSON Schema, as JSON text.
+    regex: a regular expression of the whole output, in the syntax of Rust's regex crate.
+    choice: the output is one of these strings.
+    """
+
+    json_schema: str | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of what is set."""
+        return tuple(name for name in ("json_schema", "regex", "choice") if getattr(self, name) is not None)
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One request. The prompt is text (str) or token ids."""
 
@@ -101,6 +120,7 @@ class GenerationRequest:
     speculation: Speculation = Speculation()
     timeout_s: float | None = None
     request_id: str = ""
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +177,7 @@ class Draft:
 class TokenLogprobs:
     """Natural-log probabilities of one emitted token.
 
-    `logprob` is of the processed law (after penalties, bias, temperature and truncation: the law that was
+    `logprob` is of the processed law (after constraint, penalties, bias, temperature and truncation: the law that was
     sampled; at temperature 0 the processed law before the argmax), `raw` of the model's own softmax.
     `top` holds (token id, processed, raw) of the n most probable under the processed law.
     """
@@ -181,6 +201,7 @@ class SessionSpec:
     rule: str = "coupled"
     branches: int = 0  # as in Speculation; 0 is the drafter's own choice
     max_draft_nodes: int = 0
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,3 +129,79 @@ def exact(
     if out is not None:
         out.write_text(json.dumps(results, indent=1) + "\n")
     click.echo(check.markdown(results))
+
+
+@command.command()
+@click.option("--target", required=True, help="A Hugging Face directory, or zoo:NAME for an embedded model.")
+@click.option("--drafter", required=True, help="The same, of a small model with the target's vocabulary.")
+@click.option(
+    "--prompts",
+    "prompt_files",
+    type=click.Path(path_type=Path),
+    required=True,
+    multiple=True,
+    help="JSON lines, may be .gz; repeatable.",
+)
+@click.option("--limit", type=int, help="Use the first N prompts of each file only.")
+@click.option("--max-tokens", default=64, show_default=True, help="Most tokens per sample.")
+@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
+@click.option("--samples", default=1, show_default=True, help="Samples per prompt, each with its own seed.")
+@click.option("--batch", default=8, show_default=True, help="Sessions at once.")
+@click.option("--pilot", default=16, show_default=True, help="Sessions on which the shape of the trees is chosen.")
+@click.option(
+    "--turns", default=40, show_default=True, help="Turns of the measurement of verify time; 0 leaves it out."
+)
+@click.option("--inflate", default=138.0, show_default=True, help="Million parameters of the pass it is a share of.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--dtype", default="float32", show_default=True, help="Of both models, where tokens per round are counted."
+)
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write all figures to this file.")
+def rules(
+    target: str,
+    drafter: str,
+    prompt_files: tuple[Path, ...],
+    limit: int | None,
+    max_tokens: int,
+    temperature: float,
+    samples: int,
+    batch: int,
+    pilot: int,
+    turns: int,
+    inflate: float,
+    device: str,
+    dtype: str,
+    out: Path | None,
+) -> None:
+    """Compare the verification rules on the same prompts and seeds, and with the figures of the papers."""
+    from rich.console import Console
+
+    from specserve.bench import prompts, rules_report
+    from specserve.bench import rules as bench
+    from specserve.config import model_dir
+
+    err = Console(stderr=True)
+    texts = [prompts.load(path, limit) for path in prompt_files]
+    results = bench.run(
+        model_dir(target),
+        model_dir(drafter),
+        texts,
+        bench.Plan(max_tokens, temperature, samples, batch, pilot, turns, inflate),
+        device=device,
+        dtype=dtype,
+        report=lambda line: err.print(f"[dim]{line}[/dim]"),
+    )
+    results["conditions"] = {
+        "target": target,
+        "drafter": drafter,
+        "prompts": [f"{path.name}, {len(some)}" for path, some in zip(prompt_files, texts, strict=True)],
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "samples": samples,
+        "batch": batch,
+        "dtype": f"{dtype} on {device}",
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+    }
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo(rules_report.markdown(results))

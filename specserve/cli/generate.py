@@ -25,6 +25,9 @@ from specserve.cli.show import Painter
 )
 @click.option("--speculation", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option("--max-draft-tokens", type=int, help="Deepest draft, in tokens.")
+@click.option("--json-schema", help="The output is JSON that satisfies this schema.")
+@click.option("--regex", help="The output matches this regular expression.")
+@click.option("--choice", multiple=True, help="The output is one of these; repeatable.")
 @click.option("--rule", help="Verification rule; see `specserve info`.")
 @click.option("--timeout", "timeout_s", type=float, help="Seconds until the request is given up.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer as one JSON object.")
@@ -40,6 +43,9 @@ def command(
     drafters: tuple[str, ...],
     speculation: str,
     max_draft_tokens: int | None,
+    json_schema: str | None,
+    regex: str | None,
+    choice: tuple[str, ...],
     rule: str | None,
     timeout_s: float | None,
     as_json: bool,
@@ -59,6 +65,9 @@ def command(
         drafters=drafters,
         max_draft_tokens=max_draft_tokens,
         rule=rule,
+        json_schema=json_schema,
+        regex=regex,
+        choice=choice or None,
         timeout_s=timeout_s,
         **sampling,
     )

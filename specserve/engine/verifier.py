@@ -10,10 +10,23 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from specserve.engine.engine import Engine
+from specserve.engine.grammar import Grammar, Grammars, prunes
 from specserve.engine.layout import Row
 from specserve.engine.schedule import Turns, fit
-from specserve.errors import InvalidRequest, Overloaded, SpecserveError
-from specserve.types import Close, Command, Draft, Failed, Propose, Reply, SessionLost, SessionSpec, Verdict, Verify
+from specserve.errors import EngineError, InvalidRequest, Overloaded, SpecserveError
+from specserve.types import (
+    Close,
+    Command,
+    Draft,
+    Failed,
+    Propose,
+    Reply,
+    SessionLost,
+    SessionSpec,
+    TokenIds,
+    Verdict,
+    Verify,
+)
 from specserve.verify import Case, Outcome, decide, lookup_rule
 
 log = logging.getLogger(__name__)
@@ -21,11 +34,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Seat:
-    """A session: all its committed tokens, and the draft that waits for its verdict."""
+    """A session: all its committed tokens, and the draft that waits for its verdict.
+
+    Of a constrained one: where its grammar stands, and for this round the nodes of the draft as sent that `draft` kept
+    and the tokens allowed after each.
+    """
 
     spec: SessionSpec
     tokens: list[int] = field(default_factory=list)
     draft: Draft | None = None
+    grammar: Grammar | None = None
+    kept: TokenIds = ()
+    masks: Tensor | None = None
 
 
 class Verifier:
@@ -42,6 +62,7 @@ class Verifier:
         round_tokens: a row with more pending tokens than this counts as a prompt.
         queue_timeout_s: how long a session may wait for slots before it fails as Overloaded.
         clock: seconds, monotonic.
+        grammars: for constrained sessions; None refuses them.
     """
 
     def __init__(
@@ -53,15 +74,16 @@ class Verifier:
         round_tokens: int = 32,
         queue_timeout_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
+        grammars: Grammars | None = None,
     ) -> None:
-        self.engine = engine
+        self.engine, self._grammars = engine, grammars
         self._chunk, self._limit, self._round = prefill_chunk, max_batch_tokens, min(round_tokens, prefill_chunk)
         self._timeout, self._clock = queue_timeout_s, clock
         self._seats: dict[int, _Seat] = {}
         self._queued: dict[int, float] = {}  # waiting for slots: deadline, in order of arrival
         self._waiting: dict[int, None] = {}  # has slots and waits for its verdict, in order of arrival
         self._turns = Turns()
-        self._counts = {"tokens_seen": 0.0, "forwards": 0.0, "busy_s": 0.0}
+        self._counts = {"tokens_seen": 0.0, "forwards": 0.0, "busy_s": 0.0, "grammar_s": 0.0}
 
     def submit(self, command: Command) -> Sequence[Reply]:
         """Take one command in. Replies here are the ones that need no forward pass."""
@@ -112,11 +134,13 @@ class Verifier:
         if command.base_len == 0 and command.spec is not None:
             self._forget(session)
             lookup_rule(command.spec.rule)
-            seat = _Seat(command.spec)
+            seat = _Seat(command.spec, grammar=self._grammar(command.spec))
         elif seat is None or seat.draft is not None or len(seat.tokens) != command.base_len:
             return [SessionLost(session, 0 if seat is None else len(seat.tokens))]
         self._take(seat, command.tokens)
         seat.draft = self._usable(session, seat, command.draft)
+        if seat.grammar is not None:
+            self._constrain(session, seat, seat.grammar, seat.draft)
         if session not in self._seats:
             self._enter(session, seat)
         else:
@@ -149,6 +173,27 @@ class Verifier:
         if not sound:
             log.warning("%s draft of %d nodes dropped: malformed, too large or beyond the context", session, len(draft))
         return draft if sound else Draft()
+
+    def _grammar(self, spec: SessionSpec) -> Grammar | None:
+        if spec.constraint is None:
+            return None
+        if self._grammars is None:
+            raise InvalidRequest("constraint", "must be unset: this verifier has no tokenizer", spec.constraint.kinds)
+        began = time.perf_counter()
+        grammar = self._grammars.open(spec.constraint)
+        self._counts["grammar_s"] += time.perf_counter() - began
+        return grammar
+
+    def _constrain(self, session: int, seat: _Seat, grammar: Grammar, draft: Draft) -> None:
+        """Let the grammar catch up with the committed output (with all of it in a rebuilt session); mask the draft."""
+        began = time.perf_counter()
+        try:
+            grammar.advance(seat.tokens[seat.spec.prompt_len + len(grammar) :])
+            scan = grammar.scan(draft, prunes(seat.spec))
+        except EngineError as error:
+            raise EngineError(f"session {session}: {error}") from error
+        seat.draft, seat.kept, seat.masks = scan.draft, scan.kept, scan.masks
+        self._counts["grammar_s"] += time.perf_counter() - began
 
     def _enter(self, session: int, seat: _Seat) -> None:
         """Open the session, or queue it behind those that wait already."""
@@ -198,7 +243,7 @@ class Verifier:
         for session in ready:
             seat = self._seats[session]
             assert seat.draft is not None
-            cases.append(Case(seat.spec, seat.tokens, seat.draft))
+            cases.append(Case(seat.spec, seat.tokens, seat.draft, seat.masks))
             del self._waiting[session]
         replies: list[Reply] = []
         for session, case, outcome in zip(ready, cases, _decide(logits, cases), strict=True):
@@ -209,13 +254,23 @@ class Verifier:
                 self._forget(session)
                 replies.append(Failed(session, "EngineError", f"session {session}: {outcome.fault}"))
             else:
-                seat, at = self._seats[session], len(case.tokens)
-                self.engine.commit(session, outcome.accepted)
-                seat.tokens += [*(case.draft.tokens[node] for node in outcome.accepted), outcome.token]
-                seat.draft = None
-                verdict = Verdict(session, at, outcome.accepted, outcome.token, outcome.logprobs, seconds, batch)
-                replies.append(verdict)
+                replies.append(self._commit(session, case, outcome, seconds, batch))
         return replies
+
+    def _commit(self, session: int, case: Case, outcome: Outcome, seconds: float, batch: int) -> Reply:
+        seat, at, accepted = self._seats[session], len(case.tokens), outcome.accepted
+        emitted = [*(case.draft.tokens[node] for node in accepted), outcome.token]
+        if seat.grammar is not None:
+            try:
+                seat.grammar.advance(emitted)
+            except EngineError as error:
+                self._forget(session)
+                return Failed(session, "EngineError", f"session {session}: {error}")
+            accepted = tuple(seat.kept[node] for node in accepted)
+        self.engine.commit(session, outcome.accepted)
+        seat.tokens += emitted
+        seat.draft = seat.masks = None
+        return Verdict(session, at, accepted, outcome.token, outcome.logprobs, seconds, batch)
 
     def _pending(self, session: int) -> int:
         return len(self._seats[session].tokens) - self.engine.held(session)

@@ -120,7 +120,8 @@ class Generation:
         if nodes:
             depths = draft.depths()
             depth = max(depths)
-            self._stats.draft(draft, depths, verdict.accepted)
+            reached = depth if emission.reason is None else len(emission.tokens)
+            self._stats.draft(draft, depths, verdict.accepted, reached)
         round_ = Round(now - self._last_s, verdict.forward_s, self._draft_s, nodes, depth, verdict.batch)
         prefill = self._verifier.sent > 0  # it says nothing about the cost of a round
         self._stats.round(round_, len(emission.tokens), prefill)

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
+from specserve.constraint import check_constraint
 from specserve.errors import DeadlineExceeded, Unavailable
 from specserve.serving.admission import Admission
 from specserve.serving.detokenize import Detokenizers
@@ -72,6 +73,8 @@ class Router:
         limit_s = request.timeout_s if request.timeout_s is not None else self.settings.request_timeout_s
         try:
             async with asyncio.timeout(limit_s) as clock:
+                if request.constraint is not None:  # tens of milliseconds at worst
+                    await loop.run_in_executor(None, check_constraint, request.constraint)
                 prompt = await self._encode(request.prompt)
                 check_prompt(prompt, request, self.facts)
                 session = Session(prompt, request.sampling, self.facts.eos_token_ids, self._detokenizers.new(prompt))
@@ -138,6 +141,7 @@ class Router:
                 wish.rule or settings.rule,
                 wish.branches or 0,
                 wish.max_draft_nodes or 0,
+                request.constraint,
             ),
             drafters,
             depth,

@@ -10,7 +10,7 @@ from specserve.types import Draft, Round
 
 @dataclass(slots=True)
 class DrafterStats:
-    """Totals of one drafter. Index i counts depth i+1, also of tokens that a stop cut off."""
+    """Totals of one drafter. Index i counts depth i+1."""
 
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
@@ -52,15 +52,17 @@ class Stats:
         if not prefill:
             self.latest.append(round_)
 
-    def draft(self, draft: Draft, depths: tuple[int, ...], accepted: tuple[int, ...]) -> None:
-        """A draft was judged; `depths[i]` is node i's."""
+    def draft(self, draft: Draft, depths: tuple[int, ...], accepted: tuple[int, ...], reached: int) -> None:
+        """A draft was judged; `depths[i]` is node i's. Nothing deeper than `reached` counts: a stop cut it off."""
         for node, name in enumerate(draft.drafters):
             stats, depth = self.drafter(name), depths[node]
+            if depth > reached:
+                continue
             while len(stats.drafted) < depth:
                 stats.drafted.append(0)
                 stats.accepted.append(0)
             stats.drafted[depth - 1] += 1
-        for node in accepted:
+        for node in accepted[:reached]:
             self.drafters[draft.drafters[node]].accepted[depths[node] - 1] += 1
 
     def summary(self) -> dict[str, float]:

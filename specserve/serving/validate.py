@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Sized
 
 from specserve.errors import InvalidRequest
 from specserve.serving.settings import DrafterPool, Settings
-from specserve.types import LAW_RULES, GenerationRequest, ModelFacts, Sampling, Speculation, SpeculationMode, TokenIds
+from specserve.types import (
+    LAW_RULES,
+    Constraint,
+    GenerationRequest,
+    ModelFacts,
+    Sampling,
+    Speculation,
+    SpeculationMode,
+    TokenIds,
+)
 
 MAX_PROMPT_BYTES = 1 << 20
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
@@ -15,6 +24,11 @@ MAX_LOGPROBS = 20
 MAX_DRAFT_TOKENS = 64
 MAX_BRANCHES = 16
 MAX_TEMPERATURE = 100.0
+MAX_REPETITION_PENALTY = 10.0
+MAX_STOP_IDS = 64
+MAX_BIASES = 1024
+MAX_CONSTRAINT_BYTES = 64 << 10
+MAX_CHOICES = 1024
 
 
 def check_request(request: GenerationRequest, facts: ModelFacts, settings: Settings) -> None:
@@ -22,18 +36,13 @@ def check_request(request: GenerationRequest, facts: ModelFacts, settings: Setti
     _check_sampling(request.sampling, facts)
     _check_speculation(request.speculation, settings)
     _check_laws(request, settings)
+    if request.constraint is not None:
+        _check_constraint(request.constraint, request.sampling, facts)
     if request.timeout_s is not None and not 0 < request.timeout_s < math.inf:
         raise InvalidRequest("timeout_ms", "must be a finite number above 0", request.timeout_s * 1000)
     prompt = request.prompt
     if isinstance(prompt, str):
-        size = len(prompt)
-        if size <= MAX_PROMPT_BYTES:
-            try:
-                size = len(prompt.encode())
-            except UnicodeEncodeError as error:
-                raise InvalidRequest("prompt.text", "must be valid Unicode", prompt) from error
-        if size > MAX_PROMPT_BYTES:
-            raise InvalidRequest("prompt.text", f"must be at most {MAX_PROMPT_BYTES} bytes of UTF-8", size)
+        _check_size("prompt.text", [prompt], MAX_PROMPT_BYTES)
     else:
         check_prompt(prompt, request, facts)
 
@@ -88,10 +97,12 @@ def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
     _check_int("sampling.seed", sampling.seed, 0, 2**63 - 1)
     _check_number("sampling.presence_penalty", sampling.presence_penalty, -2, 2)
     _check_number("sampling.frequency_penalty", sampling.frequency_penalty, -2, 2)
-    _check_number("sampling.repetition_penalty", sampling.repetition_penalty, 0, math.inf, above=True)
+    _check_number("sampling.repetition_penalty", sampling.repetition_penalty, 0, MAX_REPETITION_PENALTY, above=True)
     if sampling.logprobs is not None:
         _check_int("sampling.logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
+    _check_count("sampling.stop_token_ids", sampling.stop_token_ids, 0, MAX_STOP_IDS, "ids")
     _check_ids("sampling.stop_token_ids", sampling.stop_token_ids, facts)
+    _check_count("sampling.logit_bias", sampling.logit_bias, 0, MAX_BIASES, "ids")
     _check_ids("sampling.logit_bias", sampling.logit_bias, facts)
     for bias in sampling.logit_bias.values():
         _check_number("sampling.logit_bias", bias, -100, 100)
@@ -117,6 +128,44 @@ def _check_speculation(wish: Speculation, settings: Settings) -> None:
         raise InvalidRequest("speculation.drafters", "must name each drafter once", wish.drafters)
     if wish.rule is not None and wish.rule not in settings.rules:
         raise InvalidRequest("speculation.rule", f"must be one of {_names(settings.rules)}", wish.rule)
+
+
+def _check_constraint(constraint: Constraint, sampling: Sampling, facts: ModelFacts) -> None:
+    kinds = constraint.kinds
+    if len(kinds) != 1:
+        bound = "must be exactly one of json_schema, regex, choice"
+        raise InvalidRequest("constraint", bound, ", ".join(kinds) or None)
+    field = f"constraint.{kinds[0]}"
+    texts: Sequence[str] = [constraint.json_schema or constraint.regex or ""]
+    if constraint.choice is not None:
+        field, texts = "constraint.choice.choices", constraint.choice
+        _check_count(field, texts, 1, MAX_CHOICES, "strings")
+    for text in texts:
+        if not text:
+            raise InvalidRequest(field, "must not be empty", text)
+    _check_size(field, texts, MAX_CONSTRAINT_BYTES)
+    if not facts.eos_token_ids:
+        raise InvalidRequest("constraint", "must be unset: this model has no end-of-sequence token to end it", kinds[0])
+    if sampling.ignore_eos:
+        bound = "must be false with a constraint: the end-of-sequence token ends its output"
+        raise InvalidRequest("sampling.ignore_eos", bound, True)
+
+
+def _check_size(field: str, texts: Sequence[str], most: int) -> None:
+    """Bytes of UTF-8, of all together."""
+    size = sum(map(len, texts))
+    if size <= most:
+        try:
+            size = sum(len(text.encode()) for text in texts)
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(field, "must be valid Unicode", error.object) from error
+    if size > most:
+        raise InvalidRequest(field, f"must be at most {most} bytes of UTF-8", size)
+
+
+def _check_count(field: str, values: Sized, least: int, most: int, what: str) -> None:
+    if not least <= len(values) <= most:
+        raise InvalidRequest(field, f"must hold {least} to {most} {what}", len(values))
 
 
 def _check_ids(field: str, ids: Iterable[int], facts: ModelFacts) -> None:

@@ -134,7 +134,8 @@ def error_of(failed: Failed) -> SpecserveError:
     """The error that a worker named."""
     kind = getattr(errors, failed.kind, None)
     if kind is InvalidRequest:
-        return InvalidRequest("request", failed.message)
+        field, _, bound = failed.message.partition(" ")
+        return InvalidRequest(field, bound.partition("; got ")[0], bound.partition("; got ")[2] or None)
     if isinstance(kind, type) and issubclass(kind, SpecserveError):
         return kind(failed.message)
     return EngineError(f"{failed.kind}: {failed.message}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,7 @@ from specserve.transport import convert
 from specserve.transport.status import error_of
 from specserve.types import (
     Chunk,
+    Constraint,
     EmittedToken,
     Event,
     Finished,
@@ -81,9 +82,14 @@ def request(
     branches: int | None = None,
     max_draft_nodes: int | None = None,
     timeout_s: float | None = None,
+    json_schema: str | Mapping[str, Any] | None = None,
+    regex: str | None = None,
+    choice: Sequence[str] | None = None,
     **sampling: Any,
 ) -> GenerationRequest:
     """A request from keywords: the fields of `types.Sampling`, and how to speculate. An unnamed seed is drawn.
+
+    One of `json_schema` (JSON text, or what it says), `regex` and `choice` constrains the whole output.
 
     >>> request("def add(a, b):", max_tokens=32, temperature=0.8, seed=7, drafters=["ngram"]).sampling.seed
     7
@@ -92,11 +98,15 @@ def request(
     for name in ("stop", "stop_token_ids"):
         if name in sampling:
             sampling[name] = tuple(sampling[name])
+    if json_schema is not None and not isinstance(json_schema, str):
+        json_schema = json.dumps(json_schema)
+    constraint = Constraint(json_schema, regex, None if choice is None else tuple(choice))
     return GenerationRequest(
         prompt if isinstance(prompt, str) else tuple(prompt),
         Sampling(**sampling),
         Speculation(SpeculationMode(mode), tuple(drafters), max_draft_tokens, rule, branches, max_draft_nodes),
         timeout_s,
+        constraint=constraint if constraint.kinds else None,
     )
 
 

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from specserve.errors import InvalidRequest
 from specserve.types import (
     Chunk,
+    Constraint,
     DrafterUsage,
     EmittedToken,
     Event,
@@ -111,7 +112,26 @@ def request_of(message: pb.GenerateRequest, request_id: str) -> GenerationReques
         ),
         timeout_s=message.timeout_ms / 1000 if message.HasField("timeout_ms") else None,
         request_id=request_id,
+        constraint=_constraint(message.constraint) if message.HasField("constraint") else None,
     )
+
+
+def _constraint(message: pb.OutputConstraint) -> Constraint:
+    kind = message.WhichOneof("kind")
+    if kind == "choice":
+        return Constraint(choice=tuple(message.choice.choices))
+    return Constraint(**{kind: getattr(message, kind)}) if kind else Constraint()
+
+
+def _put_constraint(out: pb.OutputConstraint, constraint: Constraint) -> None:
+    if len(constraint.kinds) != 1:  # the wire would keep the last
+        raise InvalidRequest("constraint", "must be exactly one of json_schema, regex, choice", constraint.kinds)
+    if constraint.choice is not None:
+        out.choice.choices.extend(constraint.choice)
+        out.choice.SetInParent()
+    else:
+        name = constraint.kinds[0]
+        setattr(out, name, getattr(constraint, name))
 
 
 def _sampling(message: pb.SamplingParameters) -> Sampling:
@@ -150,6 +170,8 @@ def message_of(request: GenerationRequest) -> pb.GenerateRequest:
             setattr(policy, name, value)
     if request.timeout_s is not None:
         message.timeout_ms = max(1, math.ceil(request.timeout_s * 1000))
+    if request.constraint is not None:
+        _put_constraint(message.constraint, request.constraint)
     return message
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from specserve.types import (
     Close,
     Command,
+    Constraint,
     Draft,
     Failed,
     Proposal,
@@ -40,8 +42,8 @@ def encode_commands(commands: Sequence[Command]) -> pb.WorkRequest:
                 tokens=command.tokens,
                 max_tokens=command.max_tokens,
             )
-            if command.spec is not None:
-                _put_spec(propose.spec, command.spec)
+            if command.spec is not None:  # drafters follow no grammar
+                _put_spec(propose.spec, replace(command.spec, constraint=None))
         else:
             request.close.append(command.session)
     return request
@@ -148,6 +150,15 @@ def _put_spec(out: pb.SessionSpec, spec: SessionSpec) -> None:
         out.logit_bias[token] = bias
     if spec.sampling.logprobs is not None:
         out.logprobs = spec.sampling.logprobs
+    constraint = spec.constraint
+    if constraint is None:
+        return
+    if constraint.json_schema is not None:
+        out.constraint.json_schema = constraint.json_schema
+    elif constraint.regex is not None:
+        out.constraint.regex = constraint.regex
+    else:
+        out.constraint.choice.choices.extend(constraint.choice or ())
 
 
 def _get_spec(spec: pb.SessionSpec) -> SessionSpec:
@@ -156,4 +167,21 @@ def _get_spec(spec: pb.SessionSpec) -> SessionSpec:
         logit_bias=dict(spec.logit_bias),
         logprobs=spec.logprobs if spec.HasField("logprobs") else None,
     )
-    return SessionSpec(sampling, spec.prompt_len, spec.max_len, spec.rule, spec.branches, spec.max_draft_nodes)
+    return SessionSpec(
+        sampling,
+        spec.prompt_len,
+        spec.max_len,
+        spec.rule,
+        spec.branches,
+        spec.max_draft_nodes,
+        _get_constraint(spec.constraint) if spec.HasField("constraint") else None,
+    )
+
+
+def _get_constraint(constraint: pb.Constraint) -> Constraint:
+    kind = constraint.WhichOneof("kind")
+    if kind == "json_schema":
+        return Constraint(json_schema=constraint.json_schema)
+    if kind == "regex":
+        return Constraint(regex=constraint.regex)
+    return Constraint(choice=tuple(constraint.choice.choices))

@@ -13,11 +13,16 @@ from specserve.verify.transform import Prefix
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One session's round: committed tokens (`spec.prompt_len` of them prompt) and the draft that hangs on the last."""
+    """One session's round: committed tokens (`spec.prompt_len` of them prompt) and the draft that hangs on the last.
+
+    `masks`, for constrained output, says which tokens the grammar allows at each row, [rows, m] bytes on the CPU: bit
+    v % 8 (the lowest first) of byte v // 8 stands for token v; m·8 is at least V.
+    """
 
     spec: SessionSpec
     tokens: Sequence[int]
     draft: Draft
+    masks: Tensor | None = None
 
     @property
     def rows(self) -> int:

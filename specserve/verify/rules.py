@@ -15,7 +15,7 @@ from specserve.verify.case import Case, Outcome, Rule
 from specserve.verify.coupled import coupled
 from specserve.verify.noise import Purpose
 from specserve.verify.tossed import Tossed
-from specserve.verify.transform import Prefix
+from specserve.verify.transform import Prefix, restrict
 from specserve.verify.traversal import traversal
 
 RULES: dict[str, Rule] = {
@@ -62,7 +62,7 @@ def decide(logits: Tensor, cases: Sequence[Case]) -> list[Outcome]:
     Args:
         logits: [Σ(1 + len(draft_i)), V], any float type; the cases' rows follow one another. Row 0 of a case is
             the target's law after its last committed token, row 1 + j the law after node j.
-        cases: B sessions; each is judged by its own `spec.rule`.
+        cases: B sessions; each is judged by its own `spec.rule`, under its own `masks`.
     Returns:
         B outcomes, in order.
     Raises:
@@ -76,19 +76,21 @@ def decide(logits: Tensor, cases: Sequence[Case]) -> list[Outcome]:
         rows += case.rows
     if logits.ndim != 2 or rows != logits.shape[0]:
         raise VerifyError(f"logits must be [{rows}, V], a row per case and per node; got {list(logits.shape)}")
+    masks = [(start, c.masks[: c.rows]) for start, c in zip(starts, cases, strict=True) if c.masks is not None]
+    allowed = restrict(logits, masks) if masks else logits
     by_rule: dict[str, list[int]] = {}
     for i, case in enumerate(cases):
         by_rule.setdefault(case.spec.rule, []).append(i)
     outcomes: list[Outcome] = [Outcome((), -1)] * len(cases)
     for name, mine in by_rule.items():
-        found = lookup_rule(name)(logits, [cases[i] for i in mine], [starts[i] for i in mine])
+        found = lookup_rule(name)(allowed, [cases[i] for i in mine], [starts[i] for i in mine])
         for i, outcome in zip(mine, found, strict=True):
             outcomes[i] = outcome
-    return _with_logprobs(logits, cases, starts, outcomes)
+    return _with_logprobs(allowed, logits, cases, starts, outcomes)
 
 
 def _with_logprobs(
-    logits: Tensor, cases: Sequence[Case], starts: Sequence[int], outcomes: list[Outcome]
+    logits: Tensor, raw: Tensor, cases: Sequence[Case], starts: Sequence[int], outcomes: list[Outcome]
 ) -> list[Outcome]:
     """Add what was asked for, of every emitted token, in one pass."""
     asked = [i for i, c in enumerate(cases) if c.spec.sampling.logprobs is not None and outcomes[i].fault is None]
@@ -105,7 +107,7 @@ def _with_logprobs(
         specs += [case.spec] * len(emitted)
         histories += [Prefix(case.tokens, emitted[:n]) for n in range(len(emitted))]
         tokens += emitted
-    found = iter(sample.logprobs(logits[rows], specs, histories, tokens))
+    found = iter(sample.logprobs(logits[rows], specs, histories, tokens, raw[rows]))
     for i in asked:
         n = len(outcomes[i].accepted) + 1
         outcomes[i] = dataclasses.replace(outcomes[i], logprobs=tuple(next(found) for _ in range(n)))

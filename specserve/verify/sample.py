@@ -82,14 +82,19 @@ def scores(
 
 
 def logprobs(
-    logits: Tensor, specs: Sequence[SessionSpec], histories: Sequence[Sequence[int]], tokens: Sequence[int]
+    logits: Tensor,
+    specs: Sequence[SessionSpec],
+    histories: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    raw: Tensor | None = None,
 ) -> list[TokenLogprobs]:
     """Log-probabilities of one token per row under the processed and the raw law; `sampling.logprobs` may not be None.
 
     At temperature 0 the processed law has penalties and bias only. The top n leave out tokens of probability 0.
+    `raw` holds the model's own logits where `logits` have been restricted to a grammar.
     """
     processed = process(logits, specs, histories).log_softmax(-1)
-    raw = logits.to(processed.dtype).log_softmax(-1)
+    raw = (logits if raw is None else raw).to(processed.dtype).log_softmax(-1)
     counts = [spec.sampling.logprobs or 0 for spec in specs]
     values, ids = processed.topk(min(max(counts), processed.shape[1]), -1)
     raws = raw.gather(1, ids)

@@ -11,10 +11,14 @@ In this order, each row by its own parameters:
 The output includes the hypothesised tokens of a draft up to the node: `Prefix` carries them. A truncation keeps every
 token whose value is at least a cut, so tokens that tie with the last one kept stay too. That makes the kept set a
 function of the values alone, the same on every device, whatever order a sort puts ties in.
+
+Ahead of all that, `restrict` takes away what a grammar forbids: no step above brings a logit of -inf back, and the
+truncations see only what is left.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -80,6 +84,30 @@ def support(
     if _inside(top, cut, x):
         return top.masked_fill_(top < cut, -math.inf), ids
     return x.masked_fill(x < cut, -math.inf), None
+
+
+def restrict(logits: Tensor, masks: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """A copy of the logits with -inf where a grammar forbids the token. NaN stays, and a forbidden +inf becomes one.
+
+    Args:
+        logits: [N, V].
+        masks: first row and bits of each block of rows, in order, see `Case.masks`. Other rows stay as they are.
+    """
+    bits = torch.cat([block for _, block in masks]).to(logits.device, torch.int32)
+    penalty = torch.nn.functional.embedding(bits, _bits(logits.dtype, logits.device)).flatten(1)[:, : logits.shape[1]]
+    if len(penalty) == len(logits):
+        return logits + penalty
+    x = logits.clone()
+    for (first, block), part in zip(masks, penalty.split_with_sizes([len(block) for _, block in masks]), strict=True):
+        x[first : first + len(block)] += part
+    return x
+
+
+@functools.lru_cache(maxsize=8)
+def _bits(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What to add for the eight bits of a byte, [256, 8]: 0 for a set one, -inf for the others."""
+    byte = torch.arange(256)[:, None] >> torch.arange(8)[None, :]
+    return torch.where(byte % 2 == 1, 0.0, -math.inf).to(device, dtype)
 
 
 def truncates(s: Sampling) -> bool:

@@ -1,11 +1,13 @@
 """Exact: whatever drafts, whatever the batch, the text is the target's own."""
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from live import PROMPTS, Cluster
 
+from specserve.errors import InvalidRequest
 from specserve.types import Origin, SpeculationMode
 
 Reference = Callable[[str, int], list[int]]
@@ -79,6 +81,21 @@ def test_a_stop_string_ends_the_text_mid_block_and_nothing_past_it_is_counted(
     assert answer.text == whole[: whole.index(stop)]
     assert answer.finish_reason.value == "stop"
     assert len(answer.token_ids) == answer.usage.emitted_tokens < 64
+
+
+def test_a_constrained_text_is_the_same_with_and_without_drafts_and_keeps_to_its_constraint(cluster: Cluster) -> None:
+    with cluster.client() as client:
+        for way in ({"regex": r"x = \d{1,3}(, \d{1,3}){2}"}, {"choice": ["yes", "no", "maybe"]}):
+            answers = {
+                client.generate(PROMPTS[0], max_tokens=48, temperature=1.0, seed=3, mode=mode, **way).text
+                for mode in ("off", "on")
+            }
+            assert len(answers) == 1
+            text = answers.pop()
+            assert text in way.get("choice", [text])
+            assert re.fullmatch(way.get("regex", ".*"), text)
+        with pytest.raises(InvalidRequest, match=r"constraint\.regex must compile"):
+            client.generate(PROMPTS[0], regex="a(")
 
 
 def test_logprobs_are_the_models_own(cluster: Cluster) -> None:

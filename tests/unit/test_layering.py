@@ -13,13 +13,14 @@ FLOORS: dict[str, set[str]] = {
     "specserve.errors": set(),
     "specserve.types": {"specserve.errors"},
     "specserve.config": {"specserve.errors", "specserve.types", "specserve.zoo"},
+    "specserve.constraint": {"specserve.errors", "specserve.types"},
     "specserve.verify": {"specserve.errors", "specserve.types"},
     "specserve.zoo": {"specserve.errors", "specserve.types"},
-    "specserve.serving": {"specserve.errors", "specserve.types"},
+    "specserve.serving": {"specserve.errors", "specserve.types", "specserve.constraint"},
     "specserve.v1": set(),
     "specserve.worker": set(),
 }
-FLOORS["specserve.engine"] = {"specserve.errors", "specserve.types", "specserve.verify"}
+FLOORS["specserve.engine"] = {"specserve.errors", "specserve.types", "specserve.constraint", "specserve.verify"}
 FLOORS["specserve.draft"] = FLOORS["specserve.engine"] | {"specserve.engine"}
 FLOORS["specserve.anysubset"] = FLOORS["specserve.engine"] | {"specserve.engine"}
 FLOORS["specserve.train"] = FLOORS["specserve.draft"] | {"specserve.draft", "specserve.anysubset", "specserve.zoo"}

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n specserve/worker/v1/worker.proto\x12\x13specserve.worker.v1\"x\n\x0bWorkRequest\x12+\n\x06verify\x18\x01 \x03(\x0b\x32\x1b.specserve.worker.v1.Verify\x12-\n\x07propose\x18\x02 \x03(\x0b\x32\x1c.specserve.worker.v1.Propose\x12\r\n\x05\x63lose\x18\x03 \x03(\x06\"\xcd\x01\n\x0cWorkResponse\x12.\n\x08verdicts\x18\x01 \x03(\x0b\x32\x1c.specserve.worker.v1.Verdict\x12\x30\n\tproposals\x18\x02 \x03(\x0b\x32\x1d.specserve.worker.v1.Proposal\x12.\n\x04lost\x18\x03 \x03(\x0b\x32 .specserve.worker.v1.SessionLost\x12+\n\x06\x66\x61iled\x18\x04 \x03(\x0b\x32\x1b.specserve.worker.v1.Failed\"\xa7\x03\n\x0bSessionSpec\x12\x12\n\nprompt_len\x18\x01 \x01(\r\x12\x0f\n\x07max_len\x18\x02 \x01(\r\x12\x0c\n\x04rule\x18\x03 \x01(\t\x12\x13\n\x0btemperature\x18\x04 \x01(\x02\x12\r\n\x05top_p\x18\x05 \x01(\x02\x12\r\n\x05top_k\x18\x06 \x01(\r\x12\r\n\x05min_p\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x06\x12\x18\n\x10presence_penalty\x18\t \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\n \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x0b \x01(\x02\x12\x43\n\nlogit_bias\x18\x0c \x03(\x0b\x32/.specserve.worker.v1.SessionSpec.LogitBiasEntry\x12\x15\n\x08logprobs\x18\r \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08\x62ranches\x18\x0e \x01(\r\x12\x17\n\x0fmax_draft_nodes\x18\x0f \x01(\r\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0b\n\t_logprobs\"\x81\x01\n\x05\x44raft\x12\x0e\n\x06tokens\x18\x01 \x03(\r\x12\x0f\n\x07parents\x18\x02 \x03(\x11\x12,\n\x04laws\x18\x03 \x03(\x0b\x32\x1e.specserve.worker.v1.SparseLaw\x12)\n\x06\x63hains\x18\x04 \x03(\x0b\x32\x19.specserve.worker.v1.Path\"\x15\n\x04Path\x12\r\n\x05nodes\x18\x01 \x03(\r\"\'\n\tSparseLaw\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\r\n\x05probs\x18\x02 \x03(\x02\"\x96\x01\n\x06Verify\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x10\n\x08\x62\x61se_len\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12)\n\x05\x64raft\x18\x04 \x01(\x0b\x32\x1a.specserve.worker.v1.Draft\x12.\n\x04spec\x18\x05 \x01(\x0b\x32 .specserve.worker.v1.SessionSpec\"\x80\x01\n\x07Propose\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x10\n\x08\x62\x61se_len\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12.\n\x04spec\x18\x05 \x01(\x0b\x32 .specserve.worker.v1.SessionSpec\"\x9f\x01\n\x07Verdict\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\n\n\x02\x61t\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x03(\r\x12\r\n\x05token\x18\x04 \x01(\r\x12\x34\n\x08logprobs\x18\x05 \x03(\x0b\x32\".specserve.worker.v1.TokenLogprobs\x12\x11\n\tforward_s\x18\x06 \x01(\x02\x12\r\n\x05\x62\x61tch\x18\x07 \x01(\r\"e\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x0b\n\x03raw\x18\x02 \x01(\x02\x12\x0f\n\x07top_ids\x18\x03 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x04 \x03(\x02\x12\x0f\n\x07top_raw\x18\x05 \x03(\x02\"e\n\x08Proposal\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\n\n\x02\x61t\x18\x02 \x01(\r\x12)\n\x05\x64raft\x18\x03 \x01(\x0b\x32\x1a.specserve.worker.v1.Draft\x12\x11\n\tcompute_s\x18\x04 \x01(\x02\",\n\x0bSessionLost\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0c\n\x04held\x18\x02 \x01(\r\"8\n\x06\x46\x61iled\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2`\n\rWorkerService\x12O\n\x04Work\x12 .specserve.worker.v1.WorkRequest\x1a!.specserve.worker.v1.WorkResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n specserve/worker/v1/worker.proto\x12\x13specserve.worker.v1\"x\n\x0bWorkRequest\x12+\n\x06verify\x18\x01 \x03(\x0b\x32\x1b.specserve.worker.v1.Verify\x12-\n\x07propose\x18\x02 \x03(\x0b\x32\x1c.specserve.worker.v1.Propose\x12\r\n\x05\x63lose\x18\x03 \x03(\x06\"\xcd\x01\n\x0cWorkResponse\x12.\n\x08verdicts\x18\x01 \x03(\x0b\x32\x1c.specserve.worker.v1.Verdict\x12\x30\n\tproposals\x18\x02 \x03(\x0b\x32\x1d.specserve.worker.v1.Proposal\x12.\n\x04lost\x18\x03 \x03(\x0b\x32 .specserve.worker.v1.SessionLost\x12+\n\x06\x66\x61iled\x18\x04 \x03(\x0b\x32\x1b.specserve.worker.v1.Failed\"\xdc\x03\n\x0bSessionSpec\x12\x12\n\nprompt_len\x18\x01 \x01(\r\x12\x0f\n\x07max_len\x18\x02 \x01(\r\x12\x0c\n\x04rule\x18\x03 \x01(\t\x12\x13\n\x0btemperature\x18\x04 \x01(\x02\x12\r\n\x05top_p\x18\x05 \x01(\x02\x12\r\n\x05top_k\x18\x06 \x01(\r\x12\r\n\x05min_p\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x06\x12\x18\n\x10presence_penalty\x18\t \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\n \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x0b \x01(\x02\x12\x43\n\nlogit_bias\x18\x0c \x03(\x0b\x32/.specserve.worker.v1.SessionSpec.LogitBiasEntry\x12\x15\n\x08logprobs\x18\r \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08\x62ranches\x18\x0e \x01(\r\x12\x17\n\x0fmax_draft_nodes\x18\x0f \x01(\r\x12\x33\n\nconstraint\x18\x10 \x01(\x0b\x32\x1f.specserve.worker.v1.Constraint\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0b\n\t_logprobs\"k\n\nConstraint\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12-\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x1b.specserve.worker.v1.ChoiceH\x00\x42\x06\n\x04kind\"\x19\n\x06\x43hoice\x12\x0f\n\x07\x63hoices\x18\x01 \x03(\t\"\x81\x01\n\x05\x44raft\x12\x0e\n\x06tokens\x18\x01 \x03(\r\x12\x0f\n\x07parents\x18\x02 \x03(\x11\x12,\n\x04laws\x18\x03 \x03(\x0b\x32\x1e.specserve.worker.v1.SparseLaw\x12)\n\x06\x63hains\x18\x04 \x03(\x0b\x32\x19.specserve.worker.v1.Path\"\x15\n\x04Path\x12\r\n\x05nodes\x18\x01 \x03(\r\"\'\n\tSparseLaw\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\r\n\x05probs\x18\x02 \x03(\x02\"\x96\x01\n\x06Verify\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x10\n\x08\x62\x61se_len\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12)\n\x05\x64raft\x18\x04 \x01(\x0b\x32\x1a.specserve.worker.v1.Draft\x12.\n\x04spec\x18\x05 \x01(\x0b\x32 .specserve.worker.v1.SessionSpec\"\x80\x01\n\x07Propose\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x10\n\x08\x62\x61se_len\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12.\n\x04spec\x18\x05 \x01(\x0b\x32 .specserve.worker.v1.SessionSpec\"\x9f\x01\n\x07Verdict\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\n\n\x02\x61t\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x03(\r\x12\r\n\x05token\x18\x04 \x01(\r\x12\x34\n\x08logprobs\x18\x05 \x03(\x0b\x32\".specserve.worker.v1.TokenLogprobs\x12\x11\n\tforward_s\x18\x06 \x01(\x02\x12\r\n\x05\x62\x61tch\x18\x07 \x01(\r\"e\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x0b\n\x03raw\x18\x02 \x01(\x02\x12\x0f\n\x07top_ids\x18\x03 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x04 \x03(\x02\x12\x0f\n\x07top_raw\x18\x05 \x03(\x02\"e\n\x08Proposal\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\n\n\x02\x61t\x18\x02 \x01(\r\x12)\n\x05\x64raft\x18\x03 \x01(\x0b\x32\x1a.specserve.worker.v1.Draft\x12\x11\n\tcompute_s\x18\x04 \x01(\x02\",\n\x0bSessionLost\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0c\n\x04held\x18\x02 \x01(\r\"8\n\x06\x46\x61iled\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2`\n\rWorkerService\x12O\n\x04Work\x12 .specserve.worker.v1.WorkRequest\x1a!.specserve.worker.v1.WorkResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,29 +38,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKRESPONSE']._serialized_start=180
   _globals['_WORKRESPONSE']._serialized_end=385
   _globals['_SESSIONSPEC']._serialized_start=388
-  _globals['_SESSIONSPEC']._serialized_end=811
-  _globals['_SESSIONSPEC_LOGITBIASENTRY']._serialized_start=750
-  _globals['_SESSIONSPEC_LOGITBIASENTRY']._serialized_end=798
-  _globals['_DRAFT']._serialized_start=814
-  _globals['_DRAFT']._serialized_end=943
-  _globals['_PATH']._serialized_start=945
-  _globals['_PATH']._serialized_end=966
-  _globals['_SPARSELAW']._serialized_start=968
-  _globals['_SPARSELAW']._serialized_end=1007
-  _globals['_VERIFY']._serialized_start=1010
-  _globals['_VERIFY']._serialized_end=1160
-  _globals['_PROPOSE']._serialized_start=1163
-  _globals['_PROPOSE']._serialized_end=1291
-  _globals['_VERDICT']._serialized_start=1294
-  _globals['_VERDICT']._serialized_end=1453
-  _globals['_TOKENLOGPROBS']._serialized_start=1455
-  _globals['_TOKENLOGPROBS']._serialized_end=1556
-  _globals['_PROPOSAL']._serialized_start=1558
-  _globals['_PROPOSAL']._serialized_end=1659
-  _globals['_SESSIONLOST']._serialized_start=1661
-  _globals['_SESSIONLOST']._serialized_end=1705
-  _globals['_FAILED']._serialized_start=1707
-  _globals['_FAILED']._serialized_end=1763
-  _globals['_WORKERSERVICE']._serialized_start=1765
-  _globals['_WORKERSERVICE']._serialized_end=1861
+  _globals['_SESSIONSPEC']._serialized_end=864
+  _globals['_SESSIONSPEC_LOGITBIASENTRY']._serialized_start=803
+  _globals['_SESSIONSPEC_LOGITBIASENTRY']._serialized_end=851
+  _globals['_CONSTRAINT']._serialized_start=866
+  _globals['_CONSTRAINT']._serialized_end=973
+  _globals['_CHOICE']._serialized_start=975
+  _globals['_CHOICE']._serialized_end=1000
+  _globals['_DRAFT']._serialized_start=1003
+  _globals['_DRAFT']._serialized_end=1132
+  _globals['_PATH']._serialized_start=1134
+  _globals['_PATH']._serialized_end=1155
+  _globals['_SPARSELAW']._serialized_start=1157
+  _globals['_SPARSELAW']._serialized_end=1196
+  _globals['_VERIFY']._serialized_start=1199
+  _globals['_VERIFY']._serialized_end=1349
+  _globals['_PROPOSE']._serialized_start=1352
+  _globals['_PROPOSE']._serialized_end=1480
+  _globals['_VERDICT']._serialized_start=1483
+  _globals['_VERDICT']._serialized_end=1642
+  _globals['_TOKENLOGPROBS']._serialized_start=1644
+  _globals['_TOKENLOGPROBS']._serialized_end=1745
+  _globals['_PROPOSAL']._serialized_start=1747
+  _globals['_PROPOSAL']._serialized_end=1848
+  _globals['_SESSIONLOST']._serialized_start=1850
+  _globals['_SESSIONLOST']._serialized_end=1894
+  _globals['_FAILED']._serialized_start=1896
+  _globals['_FAILED']._serialized_end=1952
+  _globals['_WORKERSERVICE']._serialized_start=1954
+  _globals['_WORKERSERVICE']._serialized_end=2050
 # @@protoc_insertion_point(module_scope)

@@ -12,7 +12,7 @@ from world import World, drafter, play, request, verifier
 from specserve.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from specserve.serving.settings import DrafterPool, Settings
 from specserve.serving.validate import check_prompt, check_request, chosen_drafters
-from specserve.types import GenerationRequest, Sampling, Speculation, SpeculationMode, Started
+from specserve.types import Constraint, GenerationRequest, ModelFacts, Sampling, Speculation, SpeculationMode, Started
 
 PROMPT = (5, 6, 7)
 NAN = math.nan
@@ -43,18 +43,34 @@ BAD = [
     ("sampling.frequency_penalty", "at least -2, at most 2", {"frequency_penalty": -2.1}),
     ("sampling.repetition_penalty", "above 0", {"repetition_penalty": 0}),
     ("sampling.repetition_penalty", "finite", {"repetition_penalty": math.inf}),
+    ("sampling.repetition_penalty", "at most 10", {"repetition_penalty": 10.1}),
     ("sampling.logprobs", "0 to 20; got 21", {"logprobs": 21}),
     ("sampling.stop", "at most 16 strings; got 17", {"stop": ("x",) * 17}),
     ("sampling.stop", "1 to 256 characters; got ''", {"stop": ("",)}),
     ("sampling.stop", "1 to 256 characters", {"stop": ("x" * 257,)}),
     ("sampling.stop_token_ids", "from 0 to 256", {"stop_token_ids": (300,)}),
+    ("sampling.stop_token_ids", "0 to 64 ids; got 65", {"stop_token_ids": (1,) * 65}),
     ("sampling.logit_bias", "from 0 to 256", {"logit_bias": {999: 1.0}}),
+    ("sampling.logit_bias", "0 to 1024 ids; got 1025", {"logit_bias": dict.fromkeys(range(1025), 1.0)}),
     ("sampling.logit_bias", "at least -100, at most 100", {"logit_bias": {1: 101.0}}),
     ("sampling.logit_bias", "finite", {"logit_bias": {1: NAN}}),
     ("speculation.max_draft_tokens", "0 to 64; got 65", {"max_draft_tokens": 65}),
     ("speculation.drafters", "among small, lookup; got 'big'", {"drafters": ("big",)}),
     ("speculation.drafters", "once", {"drafters": ("small", "small")}),
     ("speculation.rule", "one of coupled, rejection, block, kseq, recursive", {"rule": "best"}),
+    ("constraint", "exactly one of json_schema, regex, choice; got None", {"constraint": Constraint()}),
+    ("constraint", "exactly one", {"constraint": Constraint("true", "a")}),
+    ("constraint", "got 'json_schema, choice'", {"constraint": Constraint(json_schema="", choice=())}),
+    ("constraint.json_schema", "must not be empty", {"constraint": Constraint(json_schema="")}),
+    ("constraint.regex", "must not be empty", {"constraint": Constraint(regex="")}),
+    ("constraint.regex", "at most 65536 bytes of UTF-8; got 65538", {"constraint": Constraint(regex="é" * 32_769)}),
+    ("constraint.json_schema", "at most 65536 bytes", {"constraint": Constraint(json_schema="x" * 10_000_000)}),
+    ("constraint.regex", "valid Unicode", {"constraint": Constraint(regex="\ud800")}),
+    ("constraint.choice.choices", "1 to 1024 strings; got 0", {"constraint": Constraint(choice=())}),
+    ("constraint.choice.choices", "1 to 1024 strings; got 1025", {"constraint": Constraint(choice=("a",) * 1025)}),
+    ("constraint.choice.choices", "must not be empty", {"constraint": Constraint(choice=("a", ""))}),
+    ("constraint.choice.choices", "at most 65536 bytes", {"constraint": Constraint(choice=("x" * 60_000,) * 2)}),
+    ("sampling.ignore_eos", "false with a constraint", {"constraint": Constraint(regex="a"), "ignore_eos": True}),
 ]
 
 
@@ -63,7 +79,13 @@ def test_a_bad_field_is_named_with_its_bound_and_its_value(field, bound, given):
     def part(cls):
         return cls(**{key: value for key, value in given.items() if key in cls.__dataclass_fields__})
 
-    wish = GenerationRequest(given.get("prompt", PROMPT), part(Sampling), part(Speculation), given.get("timeout_s"))
+    wish = GenerationRequest(
+        given.get("prompt", PROMPT),
+        part(Sampling),
+        part(Speculation),
+        given.get("timeout_s"),
+        constraint=given.get("constraint"),
+    )
 
     def check():
         check_request(wish, FACTS, SETTINGS)
@@ -83,10 +105,17 @@ def test_the_widest_request_is_good():
             Sampling(4093, 100.0, 1.0, 10**9, 1.0, 2**63 - 1, ("x" * 256,) * 16, (256,), 2, -2, 9.0, {0: -100}, 20),
             Speculation(SpeculationMode.AUTO, ("small",), 64, "block", 16, 64),
             1e9,
+            constraint=Constraint(choice=("x" * 64,) * 1024),
         ),
         FACTS,
         SETTINGS,
     )
+
+
+def test_a_model_that_never_ends_a_sequence_takes_no_constraint():
+    wish = GenerationRequest(PROMPT, constraint=Constraint(regex="a"))
+    with pytest.raises(InvalidRequest, match="constraint must be unset: this model has no end-of-sequence token"):
+        check_request(wish, ModelFacts("endless", 257, 4096, ()), SETTINGS)
 
 
 @pytest.mark.parametrize("drafters", [("lookup",), ("small", "lookup")])

@@ -7,6 +7,7 @@ from specserve.transport import convert
 from specserve.transport.client import request
 from specserve.types import (
     Chunk,
+    Constraint,
     DrafterUsage,
     EmittedToken,
     Finished,
@@ -44,15 +45,41 @@ FULL = GenerationRequest(
     Speculation(SpeculationMode.ON, ("ngram", "ar"), 0, "coupled", 4, 32),
     1.5,
     "r1",
+    Constraint(json_schema='{"type": "integer"}'),
 )
+CONSTRAINTS = [Constraint(regex="a+"), Constraint(choice=("a", "é")), Constraint(choice=()), Constraint(regex="")]
 
 
-@pytest.mark.parametrize("made", [FULL, GenerationRequest("héllo", Sampling(seed=0), request_id="r2")])
+@pytest.mark.parametrize(
+    "made",
+    [
+        FULL,
+        GenerationRequest("héllo", Sampling(seed=0), request_id="r2"),
+        *(GenerationRequest("x", Sampling(seed=0), constraint=constraint) for constraint in CONSTRAINTS),
+    ],
+)
 def test_a_request_arrives_as_it_was_sent(made: GenerationRequest) -> None:
     message = convert.message_of(made)
     assert convert.parse_generate(message.SerializeToString(), made.request_id) == made
     wrapped = pb.StreamGenerateRequest(generate=message).SerializeToString()
     assert convert.parse_stream_generate(wrapped, made.request_id) == made
+
+
+def test_a_constraint_of_no_kind_arrives_as_one_and_two_kinds_never_leave() -> None:
+    """A oneof would keep the last kind and say nothing."""
+    message = pb.GenerateRequest(text="x", constraint=pb.OutputConstraint())
+    assert convert.parse_generate(message.SerializeToString(), "r").constraint == Constraint()
+    for wish in (Constraint(), Constraint(regex="a", choice=("a",))):
+        with pytest.raises(InvalidRequest, match="constraint must be exactly one of json_schema, regex, choice"):
+            convert.message_of(GenerationRequest("x", constraint=wish))
+
+
+def test_a_constraint_is_given_by_its_kind() -> None:
+    assert request("x", json_schema={"type": "null"}).constraint == Constraint(json_schema='{"type": "null"}')
+    assert request("x", json_schema="true").constraint == Constraint(json_schema="true")
+    assert request("x", regex="a").constraint == Constraint(regex="a")
+    assert request("x", choice=["a", "b"]).constraint == Constraint(choice=("a", "b"))
+    assert request("x").constraint is None
 
 
 def test_two_requests_without_a_seed_get_two_seeds() -> None:

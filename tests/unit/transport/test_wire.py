@@ -1,11 +1,14 @@
 """What goes over the data plane comes back as it was."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from specserve.transport import wire
 from specserve.types import (
     Close,
+    Constraint,
     Draft,
     Failed,
     Proposal,
@@ -59,9 +62,16 @@ specs = st.builds(
     branches=st.integers(0, 16),
     max_draft_nodes=st.integers(0, 256),
 )
+constraints = st.one_of(
+    st.none(),
+    st.builds(Constraint, json_schema=st.text()),
+    st.builds(Constraint, regex=st.text()),
+    st.builds(Constraint, choice=st.lists(st.text(), min_size=1, max_size=3).map(tuple)),
+)
+held = st.builds(lambda spec, constraint: replace(spec, constraint=constraint), specs, constraints)
 
 
-@given(st.lists(st.builds(Verify, sessions, st.integers(0, 9), tokens, drafts(), st.none() | specs), max_size=4))
+@given(st.lists(st.builds(Verify, sessions, st.integers(0, 9), tokens, drafts(), st.none() | held), max_size=4))
 def test_verify_commands_survive_the_wire(commands: list[Verify]) -> None:
     blob = wire.encode_commands(commands).SerializeToString()
     assert wire.decode_commands(pb.WorkRequest.FromString(blob)) == commands
@@ -86,6 +96,13 @@ replies = st.one_of(
 def test_every_reply_survives_the_wire_and_drafts_are_credited_to_the_pool(reply: Verdict) -> None:
     blob = wire.encode_replies([reply]).SerializeToString()
     assert wire.decode_replies(pb.WorkResponse.FromString(blob), "pool") == [reply]
+
+
+def test_drafters_are_not_told_the_grammar_they_need_not_follow() -> None:
+    spec = SessionSpec(Sampling(seed=1), 1, 9, constraint=Constraint(regex="a"))
+    [propose] = wire.decode_commands(wire.encode_commands([Propose(1, 0, (2,), 4, spec)]))
+    assert isinstance(propose, Propose)
+    assert propose.spec == replace(spec, constraint=None)
 
 
 def test_a_chain_costs_no_parents_on_the_wire() -> None:

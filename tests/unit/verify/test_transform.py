@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from specserve.types import Sampling, SessionSpec
 from specserve.verify import Prefix, process
+from specserve.verify.transform import restrict
 
 
 def oracle(logits: Sequence[float], s: Sampling, history: Sequence[int], prompt_len: int) -> list[float]:
@@ -124,6 +125,22 @@ def test_masked_logits_stay_masked_under_every_parameter():
     got = process(logits, [spec(**parameters)], [[0, 1]]).softmax(-1)
     assert got[0, 1] == 0
     assert float(got.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_mask_takes_away_what_it_forbids_and_hides_no_broken_logit(dtype):
+    """Bit v % 8 of byte v // 8, from the lowest; unmasked rows stay; NaN and infinity at a forbidden token stay bad."""
+    logits = torch.arange(44, dtype=dtype).reshape(4, 11)
+    before = logits.clone()
+    one, two = torch.tensor([[0b00000101, 0b11111010]], dtype=torch.uint8), torch.tensor([[2, 0], [0, 255]]).byte()
+    got = restrict(logits, [(0, one), (2, two)])
+    assert [row.isfinite().nonzero()[:, 0].tolist() for row in got] == [[0, 2, 9], list(range(11)), [1], [8, 9, 10]]
+    assert torch.equal(got[got.isfinite()], before[got.isfinite()])
+    assert torch.equal(got[1], before[1])
+    assert torch.equal(restrict(logits[2:], [(0, two)]), got[2:])
+    assert torch.equal(logits, before)
+    logits[0, 1], logits[2, 0] = math.nan, math.inf
+    assert restrict(logits, [(0, one), (2, two)]).isnan().nonzero().tolist() == [[0, 1], [2, 0]]
 
 
 def test_a_prefix_is_the_sequence_it_stands_for():
