@@ -47,6 +47,7 @@ class DraftLine:
         self._request_id, self._vocab_size = request_id, vocab_size
         self._settled, self._drafted, self._died = settled, drafted, died
         self._loop = asyncio.get_running_loop()
+        self._clock = settings.clock
         self._hold: Hold | None = None
         self._backoff = settings.backoff_s
         self._held = 0  # committed tokens the drafter has been sent
@@ -61,7 +62,7 @@ class DraftLine:
         if self._hold is None:
             return 0
         if self._busy:
-            if self._loop.time() - self._asked_s > _HUNG_S:
+            if self._clock() - self._asked_s > _HUNG_S:
                 self._lose(f"no answer within {_HUNG_S:g} s")
             return 0
         return min(self._pool.max_tokens, self._hold.grant.max_draft_tokens or self._pool.max_tokens)
@@ -104,7 +105,7 @@ class DraftLine:
         assert not self._busy
         tokens, held = self._session.tokens, self._held
         self._busy = True
-        self._asked_at, self._asked_s = len(tokens), self._loop.time()
+        self._asked_at, self._asked_s = len(tokens), self._clock()
         self._held = len(tokens)
         spec = self._spec if held == 0 else None
         self._hold.ask(Propose(self._id, held, tuple(tokens[held:]), self._depth, spec), self._answer)
@@ -131,7 +132,7 @@ class DraftLine:
             if reply.at == self._asked_at:  # else it speaks about tokens that nobody has sent
                 self._proposal = (reply.at, draft)
             late = self._wanted and not self._awaited
-            self._drafted(self.name, depth, len(draft), self._loop.time() - self._asked_s, late)
+            self._drafted(self.name, depth, len(draft), self._clock() - self._asked_s, late)
         self._settle()
 
     def _settle(self) -> None:

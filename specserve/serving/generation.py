@@ -47,9 +47,10 @@ class Generation:
         self._max_depth = max_depth
         self._policy, self._settings, self._stats = policy, settings, stats
         self._loop = asyncio.get_running_loop()
+        self._clock = settings.clock
         self._pending, self._patience = 0, 0.0  # drafts awaited in this round, and for how long
         self._gate: asyncio.Future[None] | None = None
-        self.began_s = self._last_s = self._loop.time()  # of admission; of the last verdict
+        self.began_s = self._last_s = self._clock()  # of admission; of the last verdict
         self._draft_s = 0.0  # waited for drafts in this round
         self._expired = False
         self.outcome = "running"
@@ -116,7 +117,7 @@ class Generation:
             draft = await self._collect() if self._lines else Draft()
 
     def _account(self, verdict: Verdict, draft: Draft, emission: Emission) -> Round:
-        now, nodes, depth = self._loop.time(), len(draft), 0
+        now, nodes, depth = self._clock(), len(draft), 0
         if nodes:
             depths = draft.depths()
             depth = max(depths)
@@ -156,7 +157,7 @@ class Generation:
     async def _collect(self) -> Draft:
         """The tree of all drafts that come before patience ends."""
         if self._pending:
-            began = self._loop.time()
+            began = self._clock()
             self._gate = self._loop.create_future()
             timer = self._loop.call_later(self._patience, self._open_gate)
             try:
@@ -164,7 +165,7 @@ class Generation:
             finally:
                 timer.cancel()
                 self._gate = None
-            self._draft_s = self._loop.time() - began
+            self._draft_s = self._clock() - began
         at = len(self.session)
         drafts = [draft for line in self._lines if (draft := line.take(at)) is not None]
         for line in self._lines:

@@ -171,5 +171,5 @@ class Router:
             usage.rounds,
             usage.drafted_tokens,
             usage.accepted_tokens,
-            asyncio.get_running_loop().time() - generation.began_s,
+            self.settings.clock() - generation.began_s,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from specserve.types import RULES
@@ -43,6 +45,7 @@ class Settings:
         request_timeout_s: time limit of requests that name none; None is no limit.
         attempts: tries in a row without progress before a request fails with Unavailable.
         backoff_s, max_backoff_s: wait before a failed lease is tried again; doubles up to the maximum.
+        clock: what rounds are measured with. The event loop's own time will not do: uvloop rounds it to 1 ms.
     """
 
     verifier_pool: str = "verifier"
@@ -61,3 +64,4 @@ class Settings:
     attempts: int = 5
     backoff_s: float = 0.05
     max_backoff_s: float = 2.0
+    clock: Callable[[], float] = time.perf_counter

@@ -35,6 +35,7 @@ class VerifyLine:
         self._hub, self._settings, self._stats = hub, settings, stats
         self._id, self._session, self._spec, self._request_id = id, session, spec, request_id
         self._loop = asyncio.get_running_loop()
+        self._clock = settings.clock
         self._hold: Hold | None = None
         self._held = 0  # committed tokens the verifier holds
         self.sent = 0  # committed tokens that went with the last call; a session under way sends none
@@ -100,7 +101,7 @@ class VerifyLine:
 
         tokens, held = self._session.tokens, self._held
         spec = self._spec if held == 0 else None
-        self.sent, self.sent_s = len(tokens) - held, self._loop.time()
+        self.sent, self.sent_s = len(tokens) - held, self._clock()
         timer = self._loop.call_later(self._settings.verify_timeout_s, hung)
         self._hold.ask(Verify(self._id, held, tuple(tokens[held:]), draft, spec), settle)
         try:

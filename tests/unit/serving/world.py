@@ -37,6 +37,7 @@ class World:
         names = [pool.name for pool in pools if pool.name != "verifier"]
         self.port = ScriptedPort(*pools)
         drafters = tuple(DrafterPool(name, name, 8) for name in names)
+        settings.setdefault("clock", asyncio.get_running_loop().time)
         self.router = Router(self.port, FACTS, TOKENIZER, Settings(drafters=drafters, **settings))
 
     def pool(self, name: str) -> Pool:
