@@ -27,7 +27,7 @@ from specserve.train.shape import Shape
 from specserve.train.tokens import Ids, batch, pack, shuffled
 
 # 0.95M parameters with a vocabulary of 4096 (`vocab` becomes the target's). One layer cannot look up what followed
-# an earlier occurrence of a word, two can; a third costs more latency than its acceptance returns.
+# an earlier occurrence of a word, two can. A step costs 0.5 ms on 2 cores (the target's 2.4, inflated to 130M 21).
 SHAPE = Shape(vocab=4096, hidden=128, layers=2, ffn=384, heads=4, kv_heads=4, head_dim=32)
 TEMPERATURES = (0.0, 0.0, 0.8, 1.0)
 

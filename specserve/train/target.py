@@ -19,7 +19,7 @@ from specserve.train.shape import Shape
 from specserve.train.tokenizer import END_ID, save_tokenizer, train_tokenizer
 from specserve.train.tokens import Ids, batch, pack
 
-# 8.5M parameters. Shallow and wide: on 2 cores 4 layers train 1.3x as fast as 5 narrower ones.
+# 8.5M parameters. Shallow and wide: on 2 cores this trains 1.5x as fast as 6 layers of 320, 8.9M parameters.
 SHAPE = Shape(vocab=4096, hidden=384, layers=4, ffn=1152, heads=6, kv_heads=2, head_dim=64)
 
 

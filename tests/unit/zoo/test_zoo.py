@@ -60,7 +60,7 @@ def test_the_shipped_target_reproduces_its_held_out_loss(models: dict):
 
 
 def test_the_drafter_foresees_the_target(models: dict):
-    """On text that the target writes from a new prompt; a drafter of another target agrees on a few percent."""
+    """On text that the target writes from a new prompt; an untrained drafter never agrees."""
     tokenizer = AutoTokenizer.from_pretrained(zoo.path("target"))
     prompt = 'import os\n\n\ndef read_lines(path):\n    """Return the lines of a file as a list."""\n'
     start = torch.tensor([tokenizer(prompt)["input_ids"]])
