@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from deployments.worker import Worker, limit_threads
+from deployments.worker import Worker
 from specserve.config import AppConfig, ArConfig, DrafterConfig, NgramConfig, model_dir
 from specserve.errors import ConfigError
 from specserve.serving.backend import Backend
@@ -16,7 +16,8 @@ class Drafter(Worker):
         drafter = config.drafters[pool]
         if isinstance(drafter, ArConfig):
             check_vocabulary(pool, model_dir(drafter.model), model_dir(config.target.model))
-        await self._start(pool, config, secret, lambda: build_drafter(pool, drafter))
+        threads = drafter.threads if isinstance(drafter, ArConfig) else None
+        await self._start(pool, config, secret, lambda: build_drafter(pool, drafter), threads)
 
 
 def build_drafter(name: str, config: DrafterConfig) -> Backend:
@@ -33,13 +34,9 @@ def build_drafter(name: str, config: DrafterConfig) -> Backend:
                 max_sessions=4 * config.max_sessions,
             )
         case ArConfig():
-            limit_threads(config.threads)
-            import torch
-
             from specserve.draft.ar import ArDrafter
             from specserve.engine import Engine
 
-            torch.set_num_threads(config.threads)
             engine = Engine(
                 model_dir(config.model),
                 device=config.device,

@@ -1,6 +1,6 @@
 """The Verifier deployment: the target model over its token pool."""
 
-from deployments.worker import Worker, limit_threads
+from deployments.worker import Worker
 from specserve.config import AppConfig, model_dir
 from specserve.serving.backend import Backend
 from specserve.types import ModelFacts
@@ -10,18 +10,14 @@ class Verifier(Worker):
     """One replica holds the whole target and serves its leases' sessions in batches."""
 
     async def __init__(self, config: AppConfig, secret: str) -> None:  # type: ignore[misc]  # Serve awaits it
-        await self._start("target", config, secret, lambda: self._build(config))
+        await self._start("target", config, secret, lambda: self._build(config), config.target.threads)
 
     def _build(self, config: AppConfig) -> Backend:
         target = config.target
-        limit_threads(target.threads)
-        import torch
-
         from specserve.engine import Engine
         from specserve.engine.grammar import Grammars
         from specserve.engine.verifier import Verifier as VerifierBackend
 
-        torch.set_num_threads(target.threads)
         engine = Engine(
             model_dir(target.model),
             device=target.device,

@@ -27,8 +27,9 @@ class WorkerLoop:
     one list per destination and step. A session belongs to the destination that spoke of it last.
     """
 
-    def __init__(self, backend: Backend, name: str = "worker") -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, name: str = "worker", prepare: Callable[[], None] = lambda: None) -> None:
+        """prepare: called first in the thread, for what a library keeps per thread."""
+        self._backend, self._prepare = backend, prepare
         self._name = name
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -99,6 +100,7 @@ class WorkerLoop:
     # The thread.
 
     def _run(self) -> None:
+        self._prepare()
         while not self._stopping:
             try:
                 self._turn()
