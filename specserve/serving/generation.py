@@ -111,9 +111,12 @@ class Generation:
             round_ = self._account(verdict, draft, emission)
             if emission.reason is None:
                 self._ask_drafters()
-            self.mailbox.put(Chunk(emission.tokens, emission.text, round_))
+            chunk = Chunk(emission.tokens, emission.text, round_)
             if emission.reason is not None:
+                self.mailbox.put(chunk)
                 return Finished(emission.reason, session.usage)
+            # The next call goes out one turn of the loop from now; the consumer's work must not come before it.
+            self._loop.call_soon(self._loop.call_soon, self.mailbox.put, chunk)
             draft = await self._collect() if self._lines else Draft()
 
     def _account(self, verdict: Verdict, draft: Draft, emission: Emission) -> Round:
