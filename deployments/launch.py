@@ -93,7 +93,7 @@ def up(config: dict[str, Any], report: Callable[[str], None] = lambda _: None) -
             )
         finally:
             report("draining open streams")
-            serve.delete(application["name"])
+            _drain(application["name"], args, report)
     finally:
         ray.shutdown()
 
@@ -117,6 +117,19 @@ def _start_ray(args: AppConfig, report: Callable[[str], None]) -> None:
         logging_level="error",
         object_store_memory=128 << 20,
     )
+
+
+def _drain(name: str, args: AppConfig, report: Callable[[str], None]) -> None:
+    """Take the application down; open streams finish, within the longest grace period configured."""
+    workers = [args.target, *args.drafters.values(), args.router]
+    grace_s = max(w.graceful_shutdown_s for w in workers)
+    deadline = time.monotonic() + grace_s + 5
+    serve.delete(name, _blocking=False)
+    while name in serve.status().applications:
+        if time.monotonic() > deadline:
+            report(f"not drained within {grace_s:g} s: stopping what is left")
+            return
+        time.sleep(0.1)
 
 
 def _wait_running(name: str, report: Callable[[str], None]) -> None:

@@ -24,9 +24,9 @@ def command(config: Path, as_json: bool) -> None:
 
     err = Console(stderr=True)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     with launch.up(launch.load(config), report=lambda line: err.print(f"[dim]{line}[/dim]")) as server:
+        for number in (signal.SIGINT, signal.SIGTERM):  # only now: ray.init sets handlers of its own
+            signal.signal(number, lambda *_: stop.set())
         if as_json:
             click.echo(json.dumps({"grpc": server.grpc, "http": server.http, "application": server.name}))
         else:

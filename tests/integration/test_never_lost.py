@@ -92,6 +92,6 @@ def test_a_client_that_goes_away_leaves_nothing_behind(cluster: Cluster) -> None
 def test_a_deadline_ends_the_request_and_frees_everything(cluster: Cluster) -> None:
     from specserve.errors import DeadlineExceeded
 
-    with cluster.client() as client, pytest.raises(DeadlineExceeded, match=r"0\.3"):
+    with cluster.client() as client, pytest.raises(DeadlineExceeded, match="timeout_ms ran out"):
         client.generate(PROMPTS[0], max_tokens=1000, timeout_s=0.3, ignore_eos=True)
     cluster.settle(timeout_s=20)
