@@ -21,7 +21,7 @@ def markdown(results: dict[str, Any]) -> str:
     parts: list[str] = []
     for clients, arms in results["levels"].items():
         heads, rows = _rows(arms)
-        parts.append(f"{clients} client{'s' if clients != '1' else ''}:\n\n" + _table(heads, rows))
+        parts.append(f"{clients} client{'s' if clients != '1' else ''}:\n\n" + table(heads, rows))
         accepted = [
             f"- {name}: " + " ".join(f"{share:.2f}" for share in figures["acceptance_by_position"])
             for name, figures in arms.items()
@@ -55,7 +55,7 @@ def _rows(arms: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
+def table(heads: list[str], rows: list[list[str]]) -> str:
     line = "| " + " | ".join(heads) + " |"
     rule = "|---|" + "---:|" * (len(heads) - 1)
     return "\n".join([line, rule, *("| " + " | ".join(row) + " |" for row in rows)])

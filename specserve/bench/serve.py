@@ -58,7 +58,8 @@ def run(
     """Deploy the config, run every arm on every prompt, and give the figures as JSON-able values.
 
     With one client the arms take turns prompt by prompt, so that drift of the machine falls on all alike; with
-    more clients they take turns by thirds of the prompts. Peers run at concurrency 1 alone.
+    more clients they take turns by thirds of the prompts, at least four prompts a client. Peers run with one client
+    alone.
     """
     from deployments import launch
 
@@ -73,7 +74,8 @@ def run(
                 arms |= {name: Arm(name) for name in peer.arms}
             for way in ways.values():
                 asyncio.run(run_turn(server.grpc, Arm("warm-up"), way, list(prompts[:warmup]) * clients, load, clients))
-            step = 1 if clients == 1 else -(-len(prompts) // 3)
+            # A turn keeps every client busy for several prompts: a short one would measure its own tail.
+            step = 1 if clients == 1 else max(4 * clients, -(-len(prompts) // 3))
             for turn, start in enumerate(range(0, len(prompts), step)):
                 part = prompts[start : start + step]
                 order = list(arms)

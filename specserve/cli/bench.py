@@ -145,6 +145,7 @@ def exact(
 @click.option("--limit", type=int, help="Use the first N prompts of each file only.")
 @click.option("--max-tokens", default=64, show_default=True, help="Most tokens per sample.")
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
+@click.option("--way", "only", multiple=True, help="Run this way only, by its name in the table; repeatable.")
 @click.option("--samples", default=1, show_default=True, help="Samples per prompt, each with its own seed.")
 @click.option("--batch", default=8, show_default=True, help="Sessions at once.")
 @click.option("--pilot", default=16, show_default=True, help="Sessions on which the shape of the trees is chosen.")
@@ -164,6 +165,7 @@ def rules(
     limit: int | None,
     max_tokens: int,
     temperature: float,
+    only: tuple[str, ...],
     samples: int,
     batch: int,
     pilot: int,
@@ -180,13 +182,15 @@ def rules(
     from specserve.bench import rules as bench
     from specserve.config import model_dir
 
+    if unknown := sorted(set(only) - set(bench.NAMES)):
+        raise click.BadParameter(f"must be among {bench.NAMES}; got {', '.join(unknown)}", param_hint="--way")
     err = Console(stderr=True)
     texts = [prompts.load(path, limit) for path in prompt_files]
     results = bench.run(
         model_dir(target),
         model_dir(drafter),
         texts,
-        bench.Plan(max_tokens, temperature, samples, batch, pilot, turns, inflate),
+        bench.Plan(max_tokens, temperature, samples, batch, pilot, turns, inflate, only),
         device=device,
         dtype=dtype,
         report=lambda line: err.print(f"[dim]{line}[/dim]"),
