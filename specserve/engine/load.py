@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from specserve.engine import attention
 from specserve.errors import ConfigError
 from specserve.types import ModelFacts
 
@@ -79,12 +80,13 @@ def load_model(model_dir: str | Path, config: Any, dtype: torch.dtype, device: t
     # Soft-capping of attention scores and attention sinks exist in eager code only.
     capped = getattr(text_config(config), "attn_logit_softcapping", None) is not None
     sdpa = getattr(model_class, "_supports_sdpa", False) and not capped
+    ours = sdpa and getattr(model_class, "_supports_attention_backend", False)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             Path(model_dir),
             config=config,
             dtype=dtype,
-            attn_implementation="sdpa" if sdpa else "eager",
+            attn_implementation=attention.register() if ours else "sdpa" if sdpa else "eager",
             local_files_only=True,
             output_loading_info=True,
         )

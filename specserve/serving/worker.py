@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from queue import Empty, SimpleQueue
 
 from specserve.errors import SpecserveError, WorkerDied
 from specserve.serving.backend import Backend
+from specserve.serving.rejoin import Rejoin
 from specserve.types import Close, Command, Failed, Reply, SessionLost
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class WorkerLoop:
         self._owners: dict[int, Destination] = {}
         self._waiting: dict[int, None] = {}  # sessions that are owed a reply, oldest first
         self._replies: list[Reply] = []
+        self._rejoin = Rejoin()
 
     def start(self) -> None:
         """Start the thread. Call it on the event loop that is to get the replies."""
@@ -58,7 +61,8 @@ class WorkerLoop:
 
     def submit(self, commands: Sequence[Command], reply_to: Destination) -> None:
         """Hand commands to the backend. Every Verify and Propose gets exactly one reply."""
-        self._inbox.put(lambda: self._take(commands, reply_to))
+        came_s = time.perf_counter()
+        self._inbox.put(lambda: self._take(commands, reply_to, came_s))
 
     def detach(self, reply_to: Destination) -> None:
         """The destination is gone: close every session that is still its own."""
@@ -113,21 +117,28 @@ class WorkerLoop:
         self._hand_back()
 
     def _turn(self) -> None:
-        if not self._busy():
-            self._idle()
+        pause = self._pause()
+        if pause != 0:
+            self._idle(pause)
         while not self._inbox.empty():
             self._inbox.get()()
         self._hand_back()  # what needed no computing does not wait for the step
-        if not self._stopping and self._busy():
+        if not self._stopping and self._pause() == 0:
+            began = time.perf_counter()
             self._replies += self._backend.step()
+            self._rejoin.stepped(time.perf_counter() - began)
             self._hand_back()
 
-    def _idle(self) -> None:
-        """Blocked until something comes. A backend that owes replies but is not busy waits for room or for the
-        clock: it is asked again."""
-        owed = self._waiting and self._failure is None
+    def _pause(self) -> float | None:
+        """Seconds to wait before the next step, unless something comes; None while there is nothing to do. A backend
+        that owes replies but is not busy waits for room or for the clock: it is asked again."""
+        if self._busy():
+            return self._rejoin.wait(time.perf_counter())
+        return _GLANCE_S if self._waiting and self._failure is None else None
+
+    def _idle(self, seconds: float | None) -> None:
         try:
-            call = self._inbox.get(timeout=_GLANCE_S if owed else None)
+            call = self._inbox.get(timeout=seconds)
         except Empty:
             return
         call()
@@ -138,13 +149,15 @@ class WorkerLoop:
     def _stop(self) -> None:
         self._stopping = True
 
-    def _take(self, commands: Sequence[Command], reply_to: Destination) -> None:
+    def _take(self, commands: Sequence[Command], reply_to: Destination, came_s: float) -> None:
         for command in commands:
             session = command.session
             if isinstance(command, Close):
                 self._owners.pop(session, None)
                 self._waiting.pop(session, None)
+                self._rejoin.gone(session)
             else:
+                self._rejoin.back(session, came_s)
                 self._owners[session] = reply_to
                 self._waiting[session] = None
         for command in commands:
@@ -162,7 +175,7 @@ class WorkerLoop:
 
     def _leave(self, reply_to: Destination) -> None:
         gone = [session for session, owner in self._owners.items() if owner == reply_to]
-        self._take([Close(session) for session in gone], reply_to)
+        self._take([Close(session) for session in gone], reply_to, 0.0)
 
     def _drop(self) -> None:
         for session in self._owners:
@@ -182,8 +195,10 @@ class WorkerLoop:
         if not self._replies:
             return
         batches: dict[Destination, list[Reply]] = {}
+        now = time.perf_counter()
         for reply in self._replies:
             self._waiting.pop(reply.session, None)
+            self._rejoin.answered(reply.session, now)
             owner = self._owners.get(reply.session)
             if owner is not None:
                 batches.setdefault(owner, []).append(reply)
