@@ -249,6 +249,7 @@ class Verdict:
     logprobs: tuple[TokenLogprobs, ...] = ()  # one per emitted token, where asked for
     forward_s: float = 0.0  # seconds in the target's forward pass of this batch
     batch: int = 1  # sessions verified in that pass
+    positions: int = 1  # tokens of all sessions in that pass
 
 
 @dataclass(frozen=True, slots=True)

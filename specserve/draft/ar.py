@@ -121,11 +121,13 @@ class ArDrafter:
             return ()
         start = time.perf_counter()
         if self._turns.prompt(bool(rounds), bool(prompts)):
-            self._take_in(prompts[: fit([min(pending[s], self._chunk) for s in prompts], self._chunk)])
+            self._take_in(
+                prompts[: fit([min(pending[s], self._chunk) for s in prompts], self._chunk, self.engine.packs)]
+            )
             replies: list[Reply] = []
             self._counts["busy_s"] += time.perf_counter() - start
         else:
-            taken = rounds[: fit([max(1, pending[s]) + self._width(s) for s in rounds], self._limit)]
+            taken = rounds[: fit([max(1, pending[s]) + self._width(s) for s in rounds], self._limit, self.engine.packs)]
             drafts = self._draft(taken)
             seconds = time.perf_counter() - start
             self._counts["busy_s"] += seconds

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from specserve.engine.cache import Pools, ShapeProbe
 from specserve.engine.chain import Chain
-from specserve.engine.layout import Layout, Row, lay_out
+from specserve.engine.layout import Layout, Row, lay_out, pack
 from specserve.engine.load import facts_of, load_config, load_model, mask_plans, parse_device, parse_dtype
 from specserve.engine.program import Program
 from specserve.engine.selfcheck import Mismatch, selfcheck
@@ -97,6 +97,11 @@ class Engine:
         return self._program.traced
 
     @property
+    def packs(self) -> bool:
+        """Whether a batch costs what its tokens cost, padding left out."""
+        return self._program.packs
+
+    @property
     def sessions(self) -> set[int]:
         """Open sessions."""
         return set(self._sessions)
@@ -143,6 +148,8 @@ class Engine:
                 self._check_positions(row, table.length)
                 table.extend(len(row.tokens), len(row.draft))
             layout = lay_out(rows, tables, self._program.windows, self._pools.zero, self._pools.trash)
+            if len(rows) > 1 and self._program.packs:
+                layout = pack(layout, self._pools.trash)
             with torch.inference_mode():
                 return self._run(layout)
         except BaseException:
@@ -200,10 +207,9 @@ class Engine:
 
     def _run(self, layout: Layout) -> Scores:
         batch, queries = layout.tokens.shape
-        kept = len(layout.keep)
         start = time.perf_counter()
         parts = [layout.tokens.reshape(-1), layout.positions.reshape(-1), layout.write - layout.run.start, layout.keep]
-        parts += [part for part in (layout.read, layout.pick) if part is not None]
+        parts += [part for part in (layout.read, layout.pick, layout.spread, layout.places) if part is not None]
         sent = torch.from_numpy(np.concatenate(parts)).to(self.device, non_blocking=True)
         split = sent.split_with_sizes([len(part) for part in parts])
         tokens, positions = split[0].view(batch, queries), split[1].view(batch, queries)
@@ -213,8 +219,9 @@ class Engine:
             keys = [pool[layout.run.start : layout.run.stop] for pool in keys]
             values = [pool[layout.run.start : layout.run.stop] for pool in values]
         masks = {w: self._program.mask(torch.from_numpy(m).to(self.device)) for w, m in layout.masks.items()}
-        logits = self._program(tokens, positions, split[2], read, masks, split[3], keys, values)
-        logits = logits.reshape(batch * kept, -1)
+        packing = None if layout.places is None else (split[-2], split[-1])
+        logits = self._program(tokens, positions, split[2], read, masks, split[3], keys, values, packing)
+        logits = logits.flatten(0, 1)
         if layout.pick is not None:
             logits = logits.index_select(0, split[-1])
         if self.device.type == "cuda":

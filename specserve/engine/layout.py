@@ -1,13 +1,14 @@
 """One ragged batch of trees as arrays: which tokens, where written, what read, who sees whom.
 
 Rows are padded on the left of the queries, so that the last query of every row is real and logits are always
-those of the last positions; reads are padded on the right. All integers travel as one array: one copy to the device.
+those of the last positions; reads are padded on the right. `pack` takes the padding out again wherever the model
+treats every token alike. All integers travel as one array: one copy to the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ class Layout:
     `read` None means: the columns are the slots `run`, in order, so nothing needs gathering.
     `masks` holds [B, 1, q, kv] (True: sees) per sliding window in tokens, 0 for none.
     `keep` are the last query positions whose logits are wanted, `pick` their rows after flattening to
-    [B·len(keep)], None when all of them are.
+    [B·len(keep)], None when all of them are. `spread` and `places` are of packed layouts: see `pack`.
     """
 
     tokens: Ids  # [B, q]
@@ -55,6 +56,8 @@ class Layout:
     masks: dict[int, Mask]
     keep: Ids
     pick: Ids | None
+    spread: Ids | None = None
+    places: Ids | None = None
 
 
 def lay_out(rows: Sequence[Row], tables: Sequence[Table], windows: Sequence[int], zero: int, trash: int) -> Layout:
@@ -90,6 +93,29 @@ def lay_out(rows: Sequence[Row], tables: Sequence[Table], windows: Sequence[int]
         pick = np.concatenate([np.arange((i + 1) * most - n, (i + 1) * most) for i, n in enumerate(wanted)])
     keep = np.arange(width - most, width)
     return Layout(tokens, positions, write.reshape(-1), read.reshape(-1), range(0), masks, keep, pick)
+
+
+def pack(layout: Layout, trash: int) -> Layout:
+    """The same batch with its N tokens in one row, [1, N], so that padding costs in attention only.
+
+    `spread` [B·q] says which token stands in a padded place (the first one where none does), `places` [N] where each
+    token stands; `keep` are tokens, and `pick` is not needed.
+    """
+    batch, width = layout.tokens.shape
+    places = np.flatnonzero(layout.write != trash)
+    spread = np.zeros(batch * width, dtype=np.int64)
+    spread[places] = np.arange(len(places))
+    wanted = (np.arange(batch)[:, None] * width + layout.keep).reshape(-1)
+    return replace(
+        layout,
+        tokens=layout.tokens.reshape(1, -1)[:, places],
+        positions=layout.positions.reshape(1, -1)[:, places],
+        write=layout.write[places],
+        keep=spread[wanted if layout.pick is None else wanted[layout.pick]],
+        pick=None,
+        spread=spread,
+        places=places,
+    )
 
 
 def _one(row: Row, table: Table, windows: Sequence[int]) -> Layout:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
+from specserve.engine import attention
 from specserve.engine.cache import PoolCache, Pools
 
 # Mixtures of experts loop over the experts that were hit: control flow that a trace would freeze.
@@ -40,8 +41,9 @@ class Program:
         self.windows = [window for _, window in windows]
         self._additive = model.config._attn_implementation == "eager"
         self._dtype = model.dtype
+        self.packs: bool = model.config._attn_implementation == attention.NAME
         self.traced = trace and not _has_experts(model.config)
-        self._traces: dict[tuple[bool, bool], Callable[..., Tensor]] = {}
+        self._traces: dict[tuple[bool, bool, bool], Callable[..., Tensor]] = {}
 
     def __call__(
         self,
@@ -53,6 +55,7 @@ class Program:
         keep: Tensor,
         keys: Sequence[Tensor] | None = None,
         values: Sequence[Tensor] | None = None,
+        packing: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """One pass. Without `keys` and `values` it works on the whole pool.
 
@@ -61,20 +64,27 @@ class Program:
             write: [B·q], read: [B·kv] or None (see PoolCache).
             masks: [B, 1, q, kv] per window, True where a query sees a column.
             keep: query positions whose logits are wanted, [n].
+            packing: `spread` and `places` of a packed layout (see layout.pack); tokens are [1, N] then.
         Returns:
             [B, n, V], in the model's dtype.
         """
         keys = self._pools.keys if keys is None else keys
         values = self._pools.values if values is None else values
         given = [masks[window] for window in self.windows]
-        inputs = (tokens, positions, write, tokens if read is None else read, keep, *given, *keys, *values)
+        unused = write
+        spread, places = (unused, unused) if packing is None else packing
+        inputs = (
+            *(tokens, positions, write, unused if read is None else read, keep, spread, places),
+            *(*given, *keys, *values),
+        )
+        gathers, packed = read is not None, packing is not None
         if not self.traced:
-            logits: Tensor = self._forward.bind(read is not None)(*inputs)
+            logits: Tensor = self._forward.bind(gathers, packed)(*inputs)
             return logits
-        kind = (tokens.shape[1] == 1, read is None)
+        kind = (tokens.shape[1] == 1, gathers, packed)
         trace = self._traces.get(kind)
         if trace is None:
-            trace = self._traces[kind] = _trace(self._forward.bind(read is not None), inputs)
+            trace = self._traces[kind] = _trace(self._forward.bind(gathers, packed), inputs)
         with optimized_execution(False):  # else the second call of each kind compiles: 0.2 s for 14 layers, to gain 1 %
             return trace(*inputs)
 
@@ -92,29 +102,38 @@ class _Forward(nn.Module):
     def __init__(self, model: Any, layers: int, masks: Sequence[str]) -> None:
         super().__init__()
         self.model = model
-        self._layers, self._masks, self._gather = layers, list(masks), True
+        self._layers, self._masks, self._gather, self._packed = layers, list(masks), True, False
         accepted = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in accepted
 
-    def bind(self, gather: bool) -> _Forward:
-        """Set whether the next pass gathers its reads."""
-        self._gather = gather
+    def bind(self, gather: bool, packed: bool) -> _Forward:
+        """Set whether the next pass gathers its reads, and whether its tokens are packed."""
+        self._gather, self._packed = gather, packed
         return self
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, write: Tensor, read: Tensor, keep: Tensor, *rest: Tensor
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        write: Tensor,
+        read: Tensor,
+        keep: Tensor,
+        spread: Tensor,
+        places: Tensor,
+        *rest: Tensor,
     ) -> Tensor:
         masks, pools = rest[: len(self._masks)], rest[len(self._masks) :]
         cache = PoolCache(pools[: self._layers], pools[self._layers :], write, read if self._gather else None)
         kwargs: dict[str, Any] = {"logits_to_keep": keep} if self._keeps else {}
-        logits: Tensor = self.model(
-            input_ids=tokens,
-            position_ids=positions,
-            attention_mask=masks[0] if self._masks == [""] else dict(zip(self._masks, masks, strict=True)),
-            past_key_values=cache,
-            use_cache=True,
-            **kwargs,
-        ).logits
+        with attention.packing((spread, places) if self._packed else None):
+            logits: Tensor = self.model(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=masks[0] if self._masks == [""] else dict(zip(self._masks, masks, strict=True)),
+                past_key_values=cache,
+                use_cache=True,
+                **kwargs,
+            ).logits
         return logits if self._keeps else logits.index_select(1, keep)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def fit(sizes: Sequence[int], limit: int) -> int:
-    """How many of the first rows one padded batch of at most `limit` tokens takes; always at least one.
+def fit(sizes: Sequence[int], limit: int, packs: bool) -> int:
+    """How many of the first rows one batch of at most `limit` tokens takes; always at least one.
 
     Args:
-        sizes: queries of each row, in order of arrival. Every row of a batch costs as much as its widest.
+        sizes: queries of each row, in order of arrival.
+        packs: whether rows cost what they are; else each costs as much as the widest.
     """
-    widest = 0
+    widest = total = 0
     for count, size in enumerate(sizes):
-        widest = max(widest, size)
-        if count and widest * (count + 1) > limit:
+        widest, total = max(widest, size), total + size
+        if count and (total if packs else widest * (count + 1)) > limit:
             return count
     return len(sizes)
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -48,6 +49,14 @@ class _Seat:
     masks: Tensor | None = None
 
 
+class _Pass(NamedTuple):
+    """What a forward pass took."""
+
+    seconds: float
+    batch: int  # sessions
+    positions: int  # tokens of all sessions
+
+
 class Verifier:
     """Backend of a verifier replica (see serving.backend). Owns its engine.
 
@@ -58,7 +67,7 @@ class Verifier:
     Args:
         engine: the target.
         prefill_chunk: tokens of prompts per step.
-        max_batch_tokens: tokens (padding included) per step of rounds; one row is always taken.
+        max_batch_tokens: tokens per step of rounds, padding included where the engine pads; one row is always taken.
         round_tokens: a row with more pending tokens than this counts as a prompt.
         queue_timeout_s: how long a session may wait for slots before it fails as Overloaded.
         clock: seconds, monotonic.
@@ -230,15 +239,15 @@ class Verifier:
             assert seat.draft is not None
             rows.append(Row(session, piece, seat.draft if last else Draft(), logits=last))
         sizes = [len(row.tokens) + len(row.draft) for row in rows]
-        rows = rows[: fit(sizes, limit)]
+        rows = rows[: fit(sizes, limit, self.engine.packs)]
         scores = self.engine.forward(rows)
         self._counts["tokens_seen"] += sum(sizes[: len(rows)])
         self._counts["forwards"] += 1
         self._counts["busy_s"] += scores.seconds
-        ready = [row.session for row in rows if row.logits]
-        return self._judge(ready, scores.logits, scores.seconds, len(rows))
+        cost = _Pass(scores.seconds, len(rows), sum(sizes[: len(rows)]))
+        return self._judge([row.session for row in rows if row.logits], scores.logits, cost)
 
-    def _judge(self, ready: Sequence[int], logits: Tensor, seconds: float, batch: int) -> list[Reply]:
+    def _judge(self, ready: Sequence[int], logits: Tensor, cost: _Pass) -> list[Reply]:
         cases = []
         for session in ready:
             seat = self._seats[session]
@@ -254,10 +263,10 @@ class Verifier:
                 self._forget(session)
                 replies.append(Failed(session, "EngineError", f"session {session}: {outcome.fault}"))
             else:
-                replies.append(self._commit(session, case, outcome, seconds, batch))
+                replies.append(self._commit(session, case, outcome, cost))
         return replies
 
-    def _commit(self, session: int, case: Case, outcome: Outcome, seconds: float, batch: int) -> Reply:
+    def _commit(self, session: int, case: Case, outcome: Outcome, cost: _Pass) -> Reply:
         seat, at, accepted = self._seats[session], len(case.tokens), outcome.accepted
         emitted = [*(case.draft.tokens[node] for node in accepted), outcome.token]
         if seat.grammar is not None:
@@ -270,7 +279,7 @@ class Verifier:
         self.engine.commit(session, outcome.accepted)
         seat.tokens += emitted
         seat.draft = seat.masks = None
-        return Verdict(session, at, accepted, outcome.token, outcome.logprobs, seconds, batch)
+        return Verdict(session, at, accepted, outcome.token, outcome.logprobs, *cost)
 
     def _pending(self, session: int) -> int:
         return len(self._seats[session].tokens) - self.engine.held(session)

@@ -130,7 +130,7 @@ class Generation:
         prefill = self._verifier.sent > 0  # it says nothing about the cost of a round
         self._stats.round(round_, len(emission.tokens), prefill)
         if not prefill:
-            self._policy.verified(nodes, verdict.batch, verdict.forward_s, now - self._verifier.sent_s)
+            self._policy.verified(verdict, now - self._verifier.sent_s)
         self._last_s, self._draft_s = now, 0.0
         return round_
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from specserve.types import SpeculationMode
+from specserve.types import SpeculationMode, Verdict
 
 _HOPE = 0.7  # acceptance of a drafter nobody has tried
 _GAIN = 1.02  # speculation must promise this much before it is used
@@ -136,12 +136,12 @@ class Policy:
             return 1.0 + 0.01 * nodes
         return max(self.stretch.value * self.verify.at(self.batch.value * (1.0 + nodes)), 1e-9)
 
-    def verified(self, nodes: int, batch: int, forward_s: float, wall_s: float) -> None:
-        """A round (no prefill) was verified."""
-        self.verify.observe(batch * (1 + nodes), forward_s)
-        self.batch.observe(batch)
-        if forward_s > 0:
-            self.stretch.observe(max(1.0, min(wall_s / forward_s, 4.0)))
+    def verified(self, verdict: Verdict, wall_s: float) -> None:
+        """A round (no prefill) was verified, by a call of `wall_s`."""
+        self.verify.observe(verdict.positions, verdict.forward_s)
+        self.batch.observe(verdict.batch)
+        if verdict.forward_s > 0:
+            self.stretch.observe(max(1.0, min(wall_s / verdict.forward_s, 4.0)))
 
 
 class _Line:
@@ -214,9 +214,9 @@ class SessionPolicy:
         line.acceptance.observe(matched, diverged)
         line.pool.acceptance.observe(matched, diverged)
 
-    def verified(self, nodes: int, batch: int, forward_s: float, wall_s: float) -> None:
+    def verified(self, verdict: Verdict, wall_s: float) -> None:
         """See Policy.verified."""
-        self._policy.verified(nodes, batch, forward_s, wall_s)
+        self._policy.verified(verdict, wall_s)
 
     def _survival(self, line: _Line, depth: int) -> list[float]:
         alive, survival = line.fruitful.value, []

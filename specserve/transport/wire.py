@@ -75,6 +75,7 @@ def encode_replies(replies: Sequence[Reply]) -> pb.WorkResponse:
                 token=reply.token,
                 forward_s=reply.forward_s,
                 batch=reply.batch,
+                positions=reply.positions,
             )
             for entry in reply.logprobs:
                 ids, processed, raw = zip(*entry.top, strict=True) if entry.top else ((), (), ())
@@ -99,7 +100,9 @@ def decode_replies(response: pb.WorkResponse, drafter: str = "") -> list[Reply]:
             TokenLogprobs(e.logprob, e.raw, tuple(zip(e.top_ids, e.top_logprobs, e.top_raw, strict=True)))
             for e in v.logprobs
         )
-        replies.append(Verdict(v.session, v.at, tuple(v.accepted), v.token, logprobs, v.forward_s, v.batch))
+        replies.append(
+            Verdict(v.session, v.at, tuple(v.accepted), v.token, logprobs, v.forward_s, v.batch, v.positions)
+        )
     for p in response.proposals:
         replies.append(Proposal(p.session, p.at, _get_draft(p.draft, drafter), p.compute_s))
     for s in response.lost:

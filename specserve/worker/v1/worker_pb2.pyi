@@ -142,7 +142,7 @@ class Propose(_message.Message):
     def __init__(self, session: _Optional[int] = ..., base_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., spec: _Optional[_Union[SessionSpec, _Mapping]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("session", "at", "accepted", "token", "logprobs", "forward_s", "batch")
+    __slots__ = ("session", "at", "accepted", "token", "logprobs", "forward_s", "batch", "positions")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +150,7 @@ class Verdict(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FORWARD_S_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
     session: int
     at: int
     accepted: _containers.RepeatedScalarFieldContainer[int]
@@ -157,7 +158,8 @@ class Verdict(_message.Message):
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
     forward_s: float
     batch: int
-    def __init__(self, session: _Optional[int] = ..., at: _Optional[int] = ..., accepted: _Optional[_Iterable[int]] = ..., token: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., forward_s: _Optional[float] = ..., batch: _Optional[int] = ...) -> None: ...
+    positions: int
+    def __init__(self, session: _Optional[int] = ..., at: _Optional[int] = ..., accepted: _Optional[_Iterable[int]] = ..., token: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., forward_s: _Optional[float] = ..., batch: _Optional[int] = ..., positions: _Optional[int] = ...) -> None: ...
 
 class TokenLogprobs(_message.Message):
     __slots__ = ("logprob", "raw", "top_ids", "top_logprobs", "top_raw")

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from specserve.engine.layout import Layout, Row, ancestors, lay_out
+from specserve.engine.layout import Layout, Row, ancestors, lay_out, pack
 from specserve.engine.slots import Slots, Table
 from specserve.types import Draft
 
@@ -96,3 +96,27 @@ def test_ancestors_of_a_tree():
         [False, False, True, True, False],
         [True, False, False, False, True],
     ]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_packed_batch_holds_every_token_once_and_finds_its_padded_place(seed: int):
+    rng = random.Random(seed)
+    slots = Slots(ZERO)
+    batch, tables = [], []
+    for i in range(4):
+        table = Table(slots, 30, 8)
+        row = Row(i, [rng.randrange(50) for _ in range(rng.randint(1, 5))], random_tree(rng, rng.randint(0, 6)), i != 2)
+        table.extend(len(row.tokens), len(row.draft))
+        batch.append(row)
+        tables.append(table)
+    padded = lay_out(batch, tables, (0,), ZERO, TRASH)
+    packed = pack(padded, TRASH)
+    assert packed.places is not None
+    assert packed.spread is not None
+    assert packed.tokens.tolist() == [[token for row in batch for token in (*row.tokens, *row.draft.tokens)]]
+    assert packed.positions[0].tolist() == padded.positions.reshape(-1)[packed.places].tolist()
+    assert TRASH not in packed.write
+    assert packed.spread[packed.places].tolist() == list(range(packed.tokens.shape[1]))
+    ends = np.cumsum([len(row.tokens) + len(row.draft) for row in batch])
+    wanted = [range(end - 1 - len(row.draft), end) for row, end in zip(batch, ends, strict=True) if row.logits]
+    assert packed.keep.tolist() == [i for span in wanted for i in span]

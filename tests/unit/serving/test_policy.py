@@ -9,9 +9,14 @@ import random
 import pytest
 
 from specserve.serving.policy import Line, Policy
-from specserve.types import SpeculationMode
+from specserve.types import SpeculationMode, Verdict
 
 AUTO, ON, OFF = SpeculationMode.AUTO, SpeculationMode.ON, SpeculationMode.OFF
+
+
+def verdict(positions, batch, forward_s):
+    """Of a pass of so many tokens and sessions, which took so long."""
+    return Verdict(1, 1, (), 1, forward_s=forward_s, batch=batch, positions=positions)
 
 
 class Sim:
@@ -44,7 +49,7 @@ class Sim:
             if not asks:
                 self.asked.append(("", 0))
             forward = 1 + self.v * self.batch * nodes
-            session.verified(nodes, self.batch, forward, forward)
+            session.verified(verdict(self.batch * (1 + nodes), self.batch, forward), forward)
             for score in scores:
                 session.scored(*score)
             time += spent + forward
@@ -98,7 +103,7 @@ def test_a_drafter_that_becomes_good_is_used_again():
             session.scored("d", ask.depth if good else 0, not good)
             nodes = ask.depth if ask.patience else 0
         used.append(nodes)
-        session.verified(nodes, 1, 1 + 0.01 * nodes, 1 + 0.01 * nodes)
+        session.verified(verdict(1 + nodes, 1, 1 + 0.01 * nodes), 1 + 0.01 * nodes)
     assert not any(used[200:300])
     assert min(used[-200:]) == 8
     del sim
@@ -139,7 +144,7 @@ def test_a_drafter_that_is_never_in_time_is_not_waited_for():
                 waited += i >= 50
             session.drafted("d", ask.depth, ask.depth, 5.0, ask.patience > 0)
             session.scored("d", ask.depth, False)
-        session.verified(0, 1, 0.02, 0.02)
+        session.verified(verdict(1, 1, 0.02), 0.02)
     assert waited == 0
 
 
@@ -160,7 +165,7 @@ def test_a_plan_never_exceeds_the_depth_or_the_budget_of_nodes():
             assert 1 <= ask.depth <= 16
             session.drafted("a", ask.depth, 4 * ask.depth, 0.0001, False)
             session.scored("a", ask.depth, False)
-        session.verified(0, 1, 1.0, 1.0)
+        session.verified(verdict(1, 1, 1.0), 1.0)
     assert ask.depth <= 6
 
 
