@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 Then = Callable[[Reply], None]
 
+_LINGER_S = 30.0  # a channel without sessions stays open for so long: connecting takes 9 ms of a first token
+
 
 class Peer:
     """One replica. What waits when the channel is free goes out as one message: no artificial delay.
@@ -26,6 +28,7 @@ class Peer:
     def __init__(self, port: Port, grant: Grant) -> None:
         self.grant = grant
         self.holds = 0
+        self.retire: asyncio.TimerHandle | None = None  # while nobody holds it
         self.broken: str | None = None
         self._port = port
         self._loop = asyncio.get_running_loop()
@@ -147,8 +150,8 @@ class Hold:
 class Hub:
     """All peers of one router, and every task that works for them: `close` waits until nothing is left."""
 
-    def __init__(self, port: Port) -> None:
-        self._port = port
+    def __init__(self, port: Port, linger_s: float = _LINGER_S) -> None:
+        self._port, self._linger_s = port, linger_s
         self._peers: dict[tuple[str, int], Peer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -165,16 +168,23 @@ class Hub:
             peer = self._peers[key] = Peer(self._port, lease.grant)
             self.spawn(peer.run())
         peer.holds += 1
+        if peer.retire is not None:
+            peer.retire.cancel()
+            peer.retire = None
         return Hold(session, lease, peer, self)
 
     def let_go(self, peer: Peer) -> None:
-        """One hold less; the channel ends with the last."""
+        """One hold less; the channel ends a while after the last, or with its replica."""
         peer.holds -= 1
         if peer.holds == 0:
-            key = (peer.grant.endpoint, peer.grant.incarnation)
-            if self._peers.get(key) is peer:
-                del self._peers[key]
-            peer.close()
+            linger_s = 0.0 if peer.broken is not None else self._linger_s
+            peer.retire = asyncio.get_running_loop().call_later(linger_s, self._retire, peer)
+
+    def _retire(self, peer: Peer) -> None:
+        key = (peer.grant.endpoint, peer.grant.incarnation)
+        if self._peers.get(key) is peer:
+            del self._peers[key]
+        peer.close()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run beside; `close` will wait for it."""
@@ -185,6 +195,10 @@ class Hub:
 
     async def close(self) -> None:
         """Wait until every lease and channel has ended. For the time after the last session."""
+        for peer in list(self._peers.values()):
+            if peer.retire is not None:
+                peer.retire.cancel()
+                self._retire(peer)
         while self._tasks:
             await asyncio.wait(self._tasks)
 

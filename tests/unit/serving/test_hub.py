@@ -1,4 +1,4 @@
-"""One channel per replica: joined messages, broken streams, and an end with the last lease."""
+"""One channel per replica: joined messages, broken streams, and an end a while after the last lease."""
 
 import asyncio
 
@@ -59,7 +59,7 @@ def test_a_reply_is_for_the_session_that_asked():
     play(story)
 
 
-def test_the_channel_ends_with_the_last_lease_and_not_before():
+def test_the_channel_ends_a_while_after_the_last_lease_and_is_used_again_until_then():
     async def story(hub, port):
         (replica,) = port.replicas()
         a, b = await hub.open("verifier", 1), await hub.open("verifier", 2)
@@ -69,8 +69,16 @@ def test_the_channel_ends_with_the_last_lease_and_not_before():
         await asyncio.sleep(0.1)
         assert (len(replica.channels), len(replica.leases)) == (1, 1)
         b.release()
-        await asyncio.sleep(0.1)
-        assert (len(replica.channels), len(replica.leases)) == (0, 0)
+        await asyncio.sleep(29.0)
+        (channel,) = replica.channels
+        assert not replica.leases
+        c = await hub.open("verifier", 3)
+        await asyncio.sleep(29.0)
+        await call(c, 3)
+        assert list(replica.channels) == [channel]
+        c.release()
+        await asyncio.sleep(31.0)
+        assert not replica.channels
 
     play(story)
 

@@ -202,7 +202,7 @@ def test_a_client_that_goes_frees_its_leases_and_sessions(after):
                     break
         rounds = world.router.stats.rounds
         await asyncio.sleep(0.1)
-        world.port.assert_nothing_left()
+        world.port.assert_nothing_left(channels=1)
         assert world.router.stats.rounds == rounds
 
     after_events = []
@@ -218,7 +218,7 @@ def test_a_cancelled_task_frees_everything_whatever_it_was_doing(at):
         with pytest.raises(asyncio.CancelledError):
             await task
         await asyncio.sleep(0.1)
-        world.port.assert_nothing_left()
+        world.port.assert_nothing_left(channels=1)
 
     play(lambda: World(verifier(), drafter()), story)
 
@@ -238,7 +238,7 @@ def test_the_deadline_ends_a_request_after_the_chunks_that_came_in_time():
         assert isinstance(events[0], Started)
         assert len(events) > 20
         await asyncio.sleep(0.1)
-        world.port.assert_nothing_left()
+        world.port.assert_nothing_left(channels=1)
 
     play(lambda: World(verifier()), story)
 
@@ -264,7 +264,7 @@ def test_closing_the_router_ends_what_runs_and_says_so():
         await world.router.close()
         with pytest.raises(Unavailable):
             await task
-        world.port.assert_nothing_left()
+        world.port.assert_nothing_left(channels=1)
 
     play(lambda: World(verifier(), drafter()), story)
 
