@@ -39,15 +39,16 @@ class Line:
     def known(self) -> bool:
         return self._n > 0
 
-    def observe(self, x: float, y: float) -> None:
+    def observe(self, x: float, y: float, weight: float = 1.0) -> None:
+        """weight: below 1 for one of several reports of the same event."""
         if self._n > 3 and (expected := self.at(x)) > 0:
             y = min(y, 4 * expected)  # a hiccup is no cost
-        keep = self._keep
-        self._n = self._n * keep + 1
-        self._x = self._x * keep + x
-        self._y = self._y * keep + y
-        self._xx = self._xx * keep + x * x
-        self._xy = self._xy * keep + x * y
+        keep = self._keep**weight
+        self._n = self._n * keep + weight
+        self._x = self._x * keep + weight * x
+        self._y = self._y * keep + weight * y
+        self._xx = self._xx * keep + weight * x * x
+        self._xy = self._xy * keep + weight * x * y
         n = self._n
         mean_x, mean_y = self._x / n, self._y / n
         spread = self._xx / n - mean_x * mean_x
@@ -138,7 +139,8 @@ class Policy:
 
     def verified(self, verdict: Verdict, wall_s: float) -> None:
         """A round (no prefill) was verified, by a call of `wall_s`."""
-        self.verify.observe(verdict.positions, verdict.forward_s)
+        # Every session of a pass reports it: together they count once, else 16 sessions would remember three passes.
+        self.verify.observe(verdict.positions, verdict.forward_s, 1 / verdict.batch)
         self.batch.observe(verdict.batch)
         if verdict.forward_s > 0:
             self.stretch.observe(max(1.0, min(wall_s / verdict.forward_s, 4.0)))

@@ -19,6 +19,18 @@ def verdict(positions, batch, forward_s):
     return Verdict(1, 1, (), 1, forward_s=forward_s, batch=batch, positions=positions)
 
 
+def test_the_cost_of_a_pass_is_learned_from_passes_however_many_sessions_report_them():
+    one, many, rng = Policy([]), Policy([]), random.Random(0)
+    for _ in range(200):
+        positions = rng.randint(16, 96)
+        forward_s = (0.030 + 0.0008 * positions) * rng.uniform(0.7, 1.3)
+        one.verified(verdict(positions, 1, forward_s), forward_s)
+        for _ in range(16):
+            many.verified(verdict(positions, 16, forward_s), forward_s)
+    assert many.verify.slope == pytest.approx(one.verify.slope, rel=0.05)
+    assert 0.0004 < many.verify.slope < 0.0012
+
+
 class Sim:
     """A target that costs 1 + v per drafted token and batch mate, drafters that cost c per token and r per trip."""
 
