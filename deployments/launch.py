@@ -14,8 +14,11 @@ import yaml
 from ray import serve
 from ray.serve._private import api as serve_api
 from ray.serve.config import HTTPOptions, gRPCOptions
-from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
+from deployments.autoscaling import POLICY
+from deployments.strict import check
 from specserve.config import AppConfig, parse
 from specserve.errors import ConfigError
 
@@ -42,23 +45,12 @@ def load(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"config {path}: {error}") from error
-    if not isinstance(config, dict) or len(config.get("applications") or ()) != 1:
-        raise ConfigError(f"config {path}: must hold exactly one entry in applications")
-    _known(config, ServeDeploySchema, "")
-    _known(config["applications"][0], ServeApplicationSchema, "applications[0].")
-    _known(config.get("http_options") or {}, HTTPOptions, "http_options.")
-    _known(config.get("grpc_options") or {}, gRPCOptions, "grpc_options.")
-    parse(config["applications"][0].get("args") or {})
+    try:
+        check(config)
+    except ConfigError as error:
+        raise ConfigError(f"config {path}: {error}") from error
+    assert isinstance(config, dict)
     return config
-
-
-def _known(given: dict[str, Any], schema: Any, where: str) -> None:
-    import difflib
-
-    for key in given:
-        if key not in schema.model_fields:
-            near = difflib.get_close_matches(str(key), schema.model_fields, n=1, cutoff=0)
-            raise ConfigError(f"{where}{key} is no known key; did you mean {near[0]!r}?")
 
 
 @contextmanager
@@ -81,7 +73,7 @@ def up(config: dict[str, Any], report: Callable[[str], None] = lambda _: None) -
             ),
             proxy_location=config.get("proxy_location"),
         )
-        client.deploy_apps(ServeDeploySchema.model_validate(config))
+        deploy(config)
         try:
             _wait_running(application["name"], report)
             client.wait_for_proxies_serving(wait_for_applications_running=True)
@@ -94,8 +86,19 @@ def up(config: dict[str, Any], report: Callable[[str], None] = lambda _: None) -
         finally:
             report("draining open streams")
             _drain(application["name"], args, report)
+            client.shutdown_cached_handles()  # one that goes on reporting would start a new Ray for it
     finally:
         ray.shutdown()
+
+
+def deploy(config: dict[str, Any]) -> None:
+    """Hand a config to the Serve that is up; a changed one replaces the replicas, and open streams finish on the old.
+
+    Returns at once. Pools scale by our policy unless the config names another.
+    """
+    application = {"autoscaling_policy": {"policy_function": POLICY}, **config["applications"][0]}
+    schema = ServeDeploySchema.model_validate({**config, "applications": [application]})
+    _get_global_client().deploy_apps(schema)
 
 
 def _start_ray(args: AppConfig, report: Callable[[str], None]) -> None:
@@ -107,8 +110,7 @@ def _start_ray(args: AppConfig, report: Callable[[str], None]) -> None:
         return
     report("starting a local Ray")
     # Ray's CPUs are counts for placement; a small machine still runs every part, sharing its cores.
-    workers = [args.target, *args.drafters.values(), args.router]
-    wanted = sum(w.replicas.max * w.placement.num_cpus for w in workers)
+    wanted = sum(part.replicas.max * part.placement.num_cpus for part in args.parts)
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, int(wanted) + 1),
@@ -121,8 +123,7 @@ def _start_ray(args: AppConfig, report: Callable[[str], None]) -> None:
 
 def _drain(name: str, args: AppConfig, report: Callable[[str], None]) -> None:
     """Take the application down; open streams finish, within the longest grace period configured."""
-    workers = [args.target, *args.drafters.values(), args.router]
-    grace_s = max(w.graceful_shutdown_s for w in workers)
+    grace_s = max(part.graceful_shutdown_s for part in args.parts)
     deadline = time.monotonic() + grace_s + 5
     serve.delete(name, _blocking=False)
     while name in serve.status().applications:

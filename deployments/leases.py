@@ -9,7 +9,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from specserve.errors import Unavailable
-from specserve.transport.dataplane import GrpcChannel, TlsFiles
+from specserve.transport.dataplane import GrpcChannel, TlsFiles, Traffic
 from specserve.types import Grant
 
 
@@ -47,6 +47,7 @@ class ServePort:
         self._pools: dict[str, Any] = {name: handle.options(stream=True) for name, handle in pools.items()}
         self._router, self._secret, self._tls = router, secret, tls
         self._ending: set[asyncio.Future[None]] = set()
+        self.traffic = Traffic()
 
     async def lease(self, pool: str) -> ServeLease:
         call: DeploymentResponseGenerator = self._pools[pool].lease.remote(self._router)
@@ -61,4 +62,6 @@ class ServePort:
             raise
 
     async def connect(self, grant: Grant) -> GrpcChannel:
-        return await GrpcChannel.connect(grant, router=self._router, secret=self._secret, tls=self._tls)
+        return await GrpcChannel.connect(
+            grant, router=self._router, secret=self._secret, tls=self._tls, traffic=self.traffic
+        )

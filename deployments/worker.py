@@ -3,14 +3,19 @@
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import ray
 from ray import serve
 
+from deployments.metrics import Exporter, every_second
 from specserve.config import AppConfig, TlsConfig
 from specserve.serving.backend import Backend
+from specserve.serving.load import Meter
+from specserve.serving.metrics import WORKER, worker_samples
 from specserve.serving.worker import WorkerLoop
 from specserve.transport.dataplane import DataPlaneServer, TlsFiles
 from specserve.types import Grant
@@ -63,6 +68,17 @@ class Worker:
             endpoint=endpoint,
             incarnation=incarnation,
         )
+        self._meter, self._exporter = Meter(time.monotonic()), Exporter(WORKER)
+        self._pushing = asyncio.ensure_future(every_second(self._push))
+
+    async def _push(self) -> None:
+        gauges = {**await self._loop.stats(), **asdict(self._loop.service)}
+        load = self._meter.read(gauges, time.monotonic())
+        self._exporter.push(worker_samples(self._grant.pool, gauges, load))
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What deployments.autoscaling.Policy scales this pool by."""
+        return asdict(self._meter.load)
 
     async def lease(self, router: str) -> AsyncIterator[Grant]:
         """One grant, then open until the caller cancels: an open lease is one ongoing request to Serve.
@@ -89,6 +105,7 @@ class Worker:
             raise RuntimeError(f"the backend broke: {self._loop.failure!r}")
 
     async def __del__(self) -> None:
+        self._pushing.cancel()
         await self._server.stop()
         await self._loop.close()
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from specserve.transport.client import AsyncClient, Client, Generation
+    from specserve.transport.client import AsyncClient, Client, Gap, Generation
 
-__all__ = ["AsyncClient", "Client", "Generation", "__version__"]
+__all__ = ["AsyncClient", "Client", "Gap", "Generation", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("AsyncClient", "Client", "Generation"):
+    if name in ("AsyncClient", "Client", "Gap", "Generation"):
         from specserve.transport import client
 
         return getattr(client, name)

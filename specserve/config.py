@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from specserve.types import RULES
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Strict(BaseModel):
@@ -30,19 +32,39 @@ class _Strict(BaseModel):
 
 
 class Scaling(_Strict):
-    """How many replicas. `min` equal to `max` fixes the number; 0 lets a drafter pool scale to nothing."""
+    """How many replicas. `min` equal to `max` fixes the number; 0 lets a drafter pool scale to nothing.
+
+    A pool follows the signal that asks for most replicas; `target_` is what each of them aims at.
+    """
 
     min: Annotated[int, Field(ge=0)] = 1
     max: Positive = 1
-    target_sessions: Annotated[float, Field(gt=0)] = 8.0  # open leases per replica that Serve aims at
-    upscale_delay_s: Annotated[float, Field(ge=0)] = 5.0
+    target_sessions: Annotated[float, Field(gt=0)] = 8.0  # open leases per replica
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 5.0  # a signal must ask for so long
     downscale_delay_s: Annotated[float, Field(ge=0)] = 60.0
+    hysteresis: Share = 0.2  # a pool shrinks only when it would still have this share of room to spare
+    cooldown_s: Annotated[float, Field(ge=0)] = 30.0  # after growing, no shrinking for so long
 
     @model_validator(mode="after")
     def _ordered(self) -> Scaling:
         if self.min > self.max:
             raise ValueError(f"replicas.min must be at most replicas.max; got {self.min} > {self.max}")
         return self
+
+
+class VerifierScaling(Scaling):
+    """Verifiers follow sessions, queue delay and pool occupancy."""
+
+    target_queue_ms: Annotated[float, Field(gt=0)] = 200.0  # mean wait of a call before its forward pass
+    target_occupancy: Annotated[float, Field(gt=0, le=1)] = 0.8  # share of the slots promised to sessions
+
+
+class DrafterScaling(Scaling):
+    """Drafters follow sessions and their own work; where they are busy, also what the rounds miss for want of them."""
+
+    target_busy: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of time spent drafting
+    target_late: Annotated[float, Field(gt=0, le=1)] = 0.1  # share of rounds that go on without an awaited draft
+    target_wait: Annotated[float, Field(gt=0, le=1)] = 0.5  # share of a round's time spent waiting for drafts
 
 
 class Placement(_Strict):
@@ -73,13 +95,18 @@ class _Model(_Strict):
 class TargetConfig(_Worker, _Model):
     """The verifier pool."""
 
+    replicas: VerifierScaling = VerifierScaling()
     prefill_chunk: Positive = 512
     max_batch_tokens: Positive = 2048
     queue_timeout_s: Seconds = 30.0  # how long a session waits for room in the pool
     max_draft_nodes: Annotated[int, Field(ge=1, le=256)] = 64  # most drafted tokens of one session and round
 
 
-class NgramConfig(_Worker):
+class _Drafter(_Worker):
+    replicas: DrafterScaling = DrafterScaling()
+
+
+class NgramConfig(_Drafter):
     """Learning-free drafting from the request's own text."""
 
     kind: Literal["ngram"]
@@ -88,7 +115,7 @@ class NgramConfig(_Worker):
     rows: Annotated[int, Field(ge=1, le=16)] = 1
 
 
-class ArConfig(_Worker, _Model):
+class ArConfig(_Drafter, _Model):
     """A small autoregressive model with the target's vocabulary."""
 
     kind: Literal["ar"]
@@ -99,6 +126,15 @@ class ArConfig(_Worker, _Model):
 
 
 DrafterConfig = Annotated[NgramConfig | ArConfig, Field(discriminator="kind")]
+
+
+class InfillConfig(_Worker):
+    """The pool of any-subset models that fill gaps. They run in float32: the two streams lose too much in less."""
+
+    model: str = "zoo:infill"  # a local Hugging Face directory of an XLNetLMHeadModel, or zoo:infill
+    device: str = "cpu"
+    context: Positive | None = None  # most tokens of a filled sequence; unset: the model's own bound
+    max_sessions: Positive = 16  # each holds a seat of `context` tokens in the cache
 
 
 class RouterConfig(_Strict):
@@ -126,8 +162,38 @@ class TlsConfig(_Strict):
 class DataPlaneConfig(_Strict):
     """Streams between routers and workers."""
 
-    secret: str | None = None  # None: drawn at deployment, anew with every deploy
+    secret: str | None = None  # neither this nor secret_env: drawn at deployment, anew with every deploy
+    secret_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None  # variable that holds the secret
     tls: TlsConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> DataPlaneConfig:
+        if self.secret is not None and self.secret_env is not None:
+            raise ValueError("only one of secret and secret_env may be given; got both")
+        return self
+
+    def shared_secret(self) -> str | None:
+        """The configured secret, None when one is to be drawn. Raises ConfigError when its variable is empty here."""
+        if self.secret_env is None:
+            return self.secret
+        if not (secret := os.environ.get(self.secret_env)):
+            raise ConfigError(f"data_plane.secret_env must name a variable set on every node; got {self.secret_env!r}")
+        return secret
+
+
+class AutoscalingConfig(_Strict):
+    """What every pool's scaling goes by. A spike is seen after about `report_interval_s`, in full after `window_s`."""
+
+    report_interval_s: Annotated[float, Field(ge=0.1)] = 1.0  # between two reports of a replica
+    window_s: Seconds = 10.0  # signals are means over so long
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AutoscalingConfig:
+        if self.window_s <= self.report_interval_s:
+            raise ValueError(
+                f"window_s must be longer than report_interval_s {self.report_interval_s:g}; got {self.window_s:g}"
+            )
+        return self
 
 
 class AppConfig(_Strict):
@@ -135,9 +201,23 @@ class AppConfig(_Strict):
 
     target: TargetConfig
     drafters: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")], DrafterConfig] = {}
+    infill: InfillConfig | None = None  # without it, requests to fill gaps are refused
     router: RouterConfig = RouterConfig()
     data_plane: DataPlaneConfig = DataPlaneConfig()
+    autoscaling: AutoscalingConfig = AutoscalingConfig()
     rule: Literal[RULES] = "coupled"  # type: ignore[valid-type]  # of requests that name none
+
+    @property
+    def parts(self) -> list[TargetConfig | NgramConfig | ArConfig | InfillConfig | RouterConfig]:
+        """Every pool of replicas."""
+        infill = [] if self.infill is None else [self.infill]
+        return [self.target, *self.drafters.values(), *infill, self.router]
+
+    @model_validator(mode="after")
+    def _names_apart(self) -> AppConfig:
+        if self.infill is not None and "infill" in self.drafters:
+            raise ValueError("drafters must not be named infill where there is an infill pool; got 'infill'")
+        return self
 
     @model_validator(mode="after")
     def _drafts_fit(self) -> AppConfig:

@@ -82,6 +82,9 @@ class Speculation:
 
     branches: chains drawn i.i.d. per round, or most children of a node where the rule takes trees.
     max_draft_nodes: most drafted tokens of one round, all branches together.
+    reference: text that drafters may copy from; the target never sees it.
+    tenant: whose past outputs may be drafted from, and to whose this output will belong.
+    private: nothing of this request outlives it.
     """
 
     mode: SpeculationMode = SpeculationMode.AUTO
@@ -90,6 +93,9 @@ class Speculation:
     rule: str | None = None
     branches: int | None = None
     max_draft_nodes: int | None = None
+    reference: str = ""
+    tenant: str = ""
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,120 @@ class GenerationRequest:
     timeout_s: float | None = None
     request_id: str = ""
     constraint: Constraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Positions to be filled: exactly `tokens` of them, or where `exact` is false at most so many.
+
+    A gap of up to n tokens ends at the stop token that the model has learnt, which is no part of the answer.
+    """
+
+    tokens: int
+    exact: bool = True
+
+
+Piece = TokenIds | Gap
+INFILL_DRAFTERS = ("self", "ngram", "none")
+"""Who drafts when gaps are filled: the model itself, the bigrams of the text, or nobody (one token a pass)."""
+
+
+@dataclass(frozen=True, slots=True)
+class InfillRequest:
+    """Segments in order: text, token ids, or a gap. Only seed, temperature, top_k and top_p of `sampling` count.
+
+    draft_tokens: most tokens drafted in one round.
+    """
+
+    segments: tuple[str | TokenIds | Gap, ...]
+    sampling: Sampling = Sampling(temperature=1.0)
+    drafter: str = "self"
+    draft_tokens: int = 5
+    timeout_s: float | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InfillSpec:
+    """What a worker must know of a filling besides the tokens that are final. `pieces` as in `InfillRequest`."""
+
+    pieces: tuple[Piece, ...]
+    sampling: Sampling = Sampling(temperature=1.0)
+    drafter: str = "self"
+    draft_tokens: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class InfillFacts:
+    """What a router must know of an any-subset model. Ids that it lacks are None.
+
+    stop_token_id ends a gap of up to n tokens; mask_token_id is never written.
+    """
+
+    name: str
+    vocab_size: int
+    context_len: int
+    bos_token_id: int | None = None
+    stop_token_id: int | None = None
+    mask_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FilledToken:
+    """One final token: the segment it belongs to, which of its tokens it is, and whether it is a gap's stop token."""
+
+    segment: int
+    offset: int
+    id: int
+    stop: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FilledSegment:
+    """A segment of the answer: as it was given, or a gap with what was written, without its stop token."""
+
+    index: int
+    filled: bool
+    text: str
+    token_ids: TokenIds
+
+
+@dataclass(slots=True)
+class InfillUsage:
+    """Counts of one filling; written tokens include the stop tokens of gaps."""
+
+    given_tokens: int = 0
+    written_tokens: int = 0
+    model_passes: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InfillStarted:
+    """The filling was admitted."""
+
+    request_id: str
+    given_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class InfillChunk:
+    """Tokens that became final together, in the order in which they were written; the gaps complete with them."""
+
+    tokens: tuple[FilledToken, ...]
+    segments: tuple[FilledSegment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InfillFinished:
+    """Nothing follows. All segments, in order."""
+
+    segments: tuple[FilledSegment, ...]
+    usage: InfillUsage
+
+
+InfillEvent = InfillStarted | InfillChunk | InfillFinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,14 +336,31 @@ class Verify:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftContext:
+    """What a drafter that copies may know beyond the session's own tokens; see Speculation."""
+
+    reference: TokenIds = ()
+    tenant: str = ""
+    private: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Propose:
-    """Draft at most `max_tokens` deep after the committed tokens; 0 only takes the tokens in (prefill)."""
+    """Draft at most `max_tokens` deep after the committed tokens; 0 only takes the tokens in (prefill).
+
+    max_nodes: most nodes of the draft; 0 is the drafter's own choice.
+    price: expected tokens that a node must bring to be worth its verification; 0: nodes are free.
+    context: with base_len 0, for drafters that copy.
+    """
 
     session: int
     base_len: int
     tokens: TokenIds
     max_tokens: int
     spec: SessionSpec | None = None
+    max_nodes: int = 0
+    price: float = 0.0
+    context: DraftContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +370,18 @@ class Close:
     session: int
 
 
-Command = Verify | Propose | Close
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Run one round of a filling. `base_len` counts final tokens that the worker should already hold, `tokens` are the
+    final ones that follow, in order of rank. base_len 0 opens the session anew and carries `spec`."""
+
+    session: int
+    base_len: int
+    tokens: TokenIds
+    spec: InfillSpec | None = None
+
+
+Command = Verify | Propose | Fill | Close
 
 # What a worker answers. `at` is the committed length the answer speaks about (base_len + len(tokens)).
 
@@ -263,6 +411,20 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
+class Filled:
+    """What one round of a filling made final, in order of rank, and what it took."""
+
+    session: int
+    at: int
+    tokens: TokenIds
+    passes: int = 1  # forward passes of the model
+    drafted: int = 0
+    accepted: int = 0
+    forward_s: float = 0.0  # seconds in those passes
+    batch: int = 1  # most sessions that shared one
+
+
+@dataclass(frozen=True, slots=True)
 class SessionLost:
     """The worker holds `held` committed tokens, not `base_len`: send again from 0 (`held` is for the log)."""
 
@@ -279,7 +441,7 @@ class Failed:
     message: str
 
 
-Reply = Verdict | Proposal | SessionLost | Failed
+Reply = Verdict | Proposal | Filled | SessionLost | Failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,3 +209,110 @@ def rules(
     if out is not None:
         out.write_text(json.dumps(results, indent=1) + "\n")
     click.echo(rules_report.markdown(results))
+
+
+@command.command()
+@click.option(
+    "--sessions", multiple=True, type=int, default=(1, 4, 16, 64, 256), show_default=True, help="At once; repeatable."
+)
+@click.option("--seconds", default=5.0, show_default=True, help="Measured for each number of sessions.")
+@click.option("--verifiers", default=4, show_default=True)
+@click.option("--drafters", default=2, show_default=True)
+@click.option("--verify-ms", default=10.0, show_default=True, help="What a verifier's forward pass sleeps.")
+@click.option("--draft-ms", default=2.0, show_default=True, help="What a drafter's sleeps.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write all figures to this file.")
+def router(
+    sessions: tuple[int, ...],
+    seconds: float,
+    verifiers: int,
+    drafters: int,
+    verify_ms: float,
+    draft_ms: float,
+    out: Path | None,
+) -> None:
+    """Measure one router on workers that sleep instead of computing: rounds, openings, memory."""
+    from rich.console import Console
+
+    from specserve.bench import router as bench
+
+    err = Console(stderr=True)
+    results = bench.run(
+        sessions,
+        seconds=seconds,
+        verifiers=verifiers,
+        drafters=drafters,
+        verify_ms=verify_ms,
+        draft_ms=draft_ms,
+        report=lambda line: err.print(f"[dim]{line}[/dim]"),
+    )
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo(bench.markdown(results))
+
+
+@command.command()
+@click.option("--model", default="zoo:infill", show_default=True, help="An XLNet directory, or zoo:infill.")
+@click.option(
+    "--problems",
+    "problem_files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="JSON lines of prompt, suffix and canonical_solution, may be .gz; repeatable.",
+)
+@click.option("--limit", type=int, help="Use the first N problems of each file only.")
+@click.option("--sequences", default=64, show_default=True, help="Windows of held-out library text.")
+@click.option("--length", default=256, show_default=True, help="Tokens of a window.")
+@click.option("--hidden", default=0.95, show_default=True, help="Share of a window that is hidden.")
+@click.option("--temperature", default=1.0, show_default=True)
+@click.option("--depth", "depths", multiple=True, type=int, default=(2, 5, 10), show_default=True, help="k of ASSD.")
+@click.option("--batch", default=8, show_default=True, help="Requests at once, in the arms that have several.")
+@click.option("--scorer", default="zoo:target", show_default=True, help="Causal LM for perplexity; empty for none.")
+@click.option("--threads", default=1, show_default=True, help="torch threads.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write all figures to this file.")
+def infill(
+    model: str,
+    problem_files: tuple[Path, ...],
+    limit: int | None,
+    sequences: int,
+    length: int,
+    hidden: float,
+    temperature: float,
+    depths: tuple[int, ...],
+    batch: int,
+    scorer: str,
+    threads: int,
+    out: Path | None,
+) -> None:
+    """Fill gaps one token at a time and by speculation, with and without cached keys, alone and in a batch."""
+    from rich.console import Console
+
+    from specserve.bench import infill as bench
+    from specserve.config import model_dir
+
+    err = Console(stderr=True)
+    results = bench.run(
+        model_dir(model),
+        problem_files,
+        arms=bench.arms(depths, batch),
+        scorer=model_dir(scorer) if scorer else None,
+        sequences=sequences,
+        length=length,
+        hidden=hidden,
+        temperature=temperature,
+        limit=limit,
+        threads=threads,
+        report=lambda line: err.print(f"[dim]{line}[/dim]"),
+    )
+    results["conditions"] = {
+        "model": model,
+        "problems": [path.name for path in problem_files],
+        "sequences": sequences,
+        "length": length,
+        "hidden": hidden,
+        "temperature": temperature,
+        "threads": threads,
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+    }
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo(bench.markdown(results))

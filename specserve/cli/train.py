@@ -32,7 +32,7 @@ def _recipe_options(function: Any) -> Any:
 
 @click.group(name="train")
 def command() -> None:
-    """Train a small target from scratch, or a drafter for a target of yours."""
+    """Train a small target from scratch, a drafter for a target of yours, or a model that fills gaps."""
 
 
 @command.command()
@@ -52,6 +52,17 @@ def ar(target_dir: Path, out: Path, as_json: bool, **options: Any) -> None:
     from specserve.train.ar import train_ar
 
     _show(train_ar(target_dir, out, **_given(options)), as_json)
+
+
+@command.command()
+@click.option("--target", type=_PATH, help="Hugging Face directory whose tokenizer it gets. Default: the embedded one.")
+@click.option("--start", type=_PATH, help="Go on from a model of this recipe, with a schedule of its own.")
+@_recipe_options
+def anysubset(out: Path, as_json: bool, **options: Any) -> None:
+    """A small any-subset model that fills gaps."""
+    from specserve.train.anysubset import train_anysubset
+
+    _show(train_anysubset(out, **_given(options)), as_json)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from specserve.engine.engine import Engine
 from specserve.engine.layout import Row
 from specserve.engine.schedule import Turns, fit
 from specserve.errors import ConfigError, InvalidRequest, SpecserveError
-from specserve.types import Close, Command, Draft, Failed, Proposal, Propose, Reply, SessionLost, SessionSpec, Verify
+from specserve.types import Close, Command, Draft, Failed, Proposal, Propose, Reply, SessionLost, SessionSpec
 from specserve.verify import lookup_rule
 
 
@@ -105,8 +105,8 @@ class ArDrafter:
             if isinstance(command, Close):
                 self._forget(session)
                 return ()
-            if isinstance(command, Verify):
-                raise InvalidRequest("command", "must be Propose or Close at a drafter", "Verify")
+            if not isinstance(command, Propose):
+                raise InvalidRequest("command", "must be Propose or Close at a drafter", type(command).__name__)
             return self._propose(command)
         except SpecserveError as error:
             self._forget(session)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from specserve.types import Close, Command, Draft, Failed, Proposal, Propose, Reply, SessionLost, Verify, merge
+from specserve.types import Close, Command, Draft, Failed, Proposal, Propose, Reply, SessionLost, merge
 
 _RECENT = 64  # occurrences that vote on a continuation
 # A short match is trusted this far per matched token, the longest looked up to any depth. On Python source half
@@ -56,7 +56,7 @@ class NgramDrafter:
             self._sessions.pop(session, None)
             self._queue = [waiting for waiting in self._queue if waiting.session != session]
             return ()
-        if isinstance(command, Verify):
+        if not isinstance(command, Propose):
             return (Failed(session, "EngineError", "a drafter cannot verify"),)
         if command.base_len == 0:
             self._sessions[session] = History(self._window)

@@ -20,7 +20,6 @@ from specserve.types import (
     Command,
     Draft,
     Failed,
-    Propose,
     Reply,
     SessionLost,
     SessionSpec,
@@ -101,8 +100,8 @@ class Verifier:
             if isinstance(command, Close):
                 self._forget(session)
                 return ()
-            if isinstance(command, Propose):
-                raise InvalidRequest("command", "must be Verify or Close at a verifier", "Propose")
+            if not isinstance(command, Verify):
+                raise InvalidRequest("command", "must be Verify or Close at a verifier", type(command).__name__)
             return self._verify(command)
         except SpecserveError as error:
             self._forget(session)

@@ -52,6 +52,7 @@ class Generation:
         self._gate: asyncio.Future[None] | None = None
         self.began_s = self._last_s = self._clock()  # of admission; of the last verdict
         self._draft_s = 0.0  # waited for drafts in this round
+        self.first_token_s: float | None = None  # from admission
         self._expired = False
         self.outcome = "running"
         id = secrets.randbits(63)  # unique over all routers that share a worker
@@ -127,6 +128,8 @@ class Generation:
             reached = depth if emission.reason is None else len(emission.tokens)
             self._stats.draft(draft, depths, verdict.accepted, reached)
         round_ = Round(now - self._last_s, verdict.forward_s, self._draft_s, nodes, depth, verdict.batch)
+        if self.first_token_s is None:
+            self.first_token_s = round_.wall_s
         prefill = self._verifier.sent > 0  # it says nothing about the cost of a round
         self._stats.round(round_, len(emission.tokens), prefill)
         if not prefill:

@@ -9,7 +9,7 @@ from typing import Any
 
 from specserve.errors import WorkerDied
 from specserve.serving.port import Channel, Lease, Port
-from specserve.types import Close, Command, Failed, Grant, Propose, Reply, Verify
+from specserve.types import Close, Command, Failed, Fill, Grant, Propose, Reply, Verify
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Peer:
         self._wake: asyncio.Future[None] | None = None
         self._closing = False
 
-    def ask(self, command: Verify | Propose, then: Then) -> None:
+    def ask(self, command: Verify | Propose | Fill, then: Then) -> None:
         """Send, and call `then` with the one reply. Never calls it before returning."""
         session = command.session
         assert session not in self._waiting, "one call at a time"
@@ -122,7 +122,7 @@ class Hold:
         self._watch = hub.spawn(self._mourn())
         self._dead = self._released = False
 
-    def ask(self, command: Verify | Propose, then: Then) -> None:
+    def ask(self, command: Verify | Propose | Fill, then: Then) -> None:
         """See Peer.ask. A dead lease is as good as a broken channel."""
         if self._dead:
             asyncio.get_running_loop().call_soon(then, Failed(self._session, "WorkerDied", self._obituary()))

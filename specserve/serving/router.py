@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from specserve.constraint import check_constraint
-from specserve.errors import DeadlineExceeded, Unavailable
+from specserve.errors import DeadlineExceeded, SpecserveError, Unavailable
 from specserve.serving.admission import Admission
 from specserve.serving.detokenize import Detokenizers
 from specserve.serving.generation import Generation
@@ -18,7 +18,7 @@ from specserve.serving.policy import Policy
 from specserve.serving.port import Port
 from specserve.serving.session import Session
 from specserve.serving.settings import Settings
-from specserve.serving.stats import Stats
+from specserve.serving.stats import Served, Stats
 from specserve.serving.validate import check_prompt, check_request, chosen_drafters
 from specserve.types import Event, Finished, GenerationRequest, ModelFacts, SessionSpec, Started, TokenIds
 
@@ -69,24 +69,16 @@ class Router:
             EngineError: the target gave something that cannot be verified.
         """
         loop = asyncio.get_running_loop()
-        check_request(request, self.facts, self.settings)
-        limit_s = request.timeout_s if request.timeout_s is not None else self.settings.request_timeout_s
         try:
-            async with asyncio.timeout(limit_s) as clock:
-                if request.constraint is not None:  # tens of milliseconds at worst
-                    await loop.run_in_executor(None, check_constraint, request.constraint)
-                prompt = await self._encode(request.prompt)
-                check_prompt(prompt, request, self.facts)
-                session = Session(prompt, request.sampling, self.facts.eos_token_ids, self._detokenizers.new(prompt))
-                await self._enter()
-        except TimeoutError as error:
-            raise DeadlineExceeded("timeout_ms ran out before the request was admitted") from error
+            session, ends_s = await self._admit(request)
+        except SpecserveError as error:
+            self.stats.refused(type(error).__name__)
+            raise
         request_id = request.request_id or secrets.token_hex(8)
         generation = self._start(request_id, session, request)
-        ends_s = clock.when()
         alarm = loop.call_at(ends_s, generation.expire) if ends_s is not None else None
         try:
-            yield Started(request_id, len(prompt))
+            yield Started(request_id, session.prompt_len)
             while True:
                 event = await generation.mailbox.get()
                 yield event
@@ -105,6 +97,22 @@ class Router:
         if self._generations:
             await asyncio.wait([generation.task for generation in self._generations])
         await self._hub.close()
+
+    async def _admit(self, request: GenerationRequest) -> tuple[Session, float | None]:
+        """Check, tokenise and wait for a place. The session, and the loop's time at which it must have ended."""
+        check_request(request, self.facts, self.settings)
+        limit_s = request.timeout_s if request.timeout_s is not None else self.settings.request_timeout_s
+        try:
+            async with asyncio.timeout(limit_s) as clock:
+                if request.constraint is not None:  # tens of milliseconds at worst
+                    await asyncio.get_running_loop().run_in_executor(None, check_constraint, request.constraint)
+                prompt = await self._encode(request.prompt)
+                check_prompt(prompt, request, self.facts)
+                session = Session(prompt, request.sampling, self.facts.eos_token_ids, self._detokenizers.new(prompt))
+                await self._enter()
+        except TimeoutError as error:
+            raise DeadlineExceeded("timeout_ms ran out before the request was admitted") from error
+        return session, clock.when()
 
     async def _encode(self, prompt: str | TokenIds) -> TokenIds:
         if not isinstance(prompt, str):
@@ -159,8 +167,8 @@ class Router:
         self._generations.discard(generation)
         self._admission.leave()
         self.stats.sessions -= 1
-        self.stats.requests += 1
-        self.stats.failed += generation.outcome not in ("stop", "length")
+        seconds = self.settings.clock() - generation.began_s
+        self.stats.request(generation.outcome, Served(seconds, generation.first_token_s))
         usage = generation.session.usage
         logger.info(
             "%s %s prompt=%d emitted=%d rounds=%d drafted=%d accepted=%d seconds=%.3f",
@@ -171,5 +179,5 @@ class Router:
             usage.rounds,
             usage.drafted_tokens,
             usage.accepted_tokens,
-            self.settings.clock() - generation.began_s,
+            seconds,
         )

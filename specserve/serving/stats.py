@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from specserve.types import Draft, Round
+
+
+class Served(NamedTuple):
+    """How long a request took from its admission, in seconds. `first_token_s` is None when no token came."""
+
+    seconds: float
+    first_token_s: float | None
 
 
 @dataclass(slots=True)
@@ -26,6 +34,7 @@ class Stats:
     waiting: int = 0  # for admission, now
     requests: int = 0
     failed: int = 0  # requests that ended in an error, cancelled ones included
+    outcomes: Counter[str] = field(default_factory=Counter)  # stop, length, cancelled, deadline or an error's name
     rounds: int = 0
     emitted: int = 0
     wall_s: float = 0.0
@@ -35,12 +44,24 @@ class Stats:
     rebuilt: int = 0  # sessions taken to another verifier
     drafters: dict[str, DrafterStats] = field(default_factory=dict)
     latest: deque[Round] = field(default_factory=lambda: deque(maxlen=4096))
+    served: deque[Served] = field(default_factory=lambda: deque(maxlen=4096))  # of the requests, the latest
 
     def drafter(self, name: str) -> DrafterStats:
         stats = self.drafters.get(name)
         if stats is None:
             stats = self.drafters[name] = DrafterStats()
         return stats
+
+    def request(self, outcome: str, served: Served) -> None:
+        """An admitted request has ended."""
+        self.requests += 1
+        self.failed += outcome not in ("stop", "length")
+        self.outcomes[outcome] += 1
+        self.served.append(served)
+
+    def refused(self, why: str) -> None:
+        """A request was turned away before anything was started for it."""
+        self.outcomes[why] += 1
 
     def round(self, round_: Round, emitted: int, prefill: bool) -> None:
         """A verdict was applied; `prefill` when it also took many committed tokens in."""

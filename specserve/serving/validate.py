@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 
 from specserve.errors import InvalidRequest
+from specserve.serving.bounds import check_count, check_ids, check_int, check_number, check_size
 from specserve.serving.settings import DrafterPool, Settings
 from specserve.types import (
     LAW_RULES,
@@ -42,7 +43,7 @@ def check_request(request: GenerationRequest, facts: ModelFacts, settings: Setti
         raise InvalidRequest("timeout_ms", "must be a finite number above 0", request.timeout_s * 1000)
     prompt = request.prompt
     if isinstance(prompt, str):
-        _check_size("prompt.text", [prompt], MAX_PROMPT_BYTES)
+        check_size("prompt.text", [prompt], MAX_PROMPT_BYTES)
     else:
         check_prompt(prompt, request, facts)
 
@@ -56,7 +57,7 @@ def check_prompt(prompt: TokenIds, request: GenerationRequest, facts: ModelFacts
     if len(prompt) + asked > facts.context_len:
         bound = f"must be at most the context of {facts.context_len} tokens minus a prompt of {len(prompt)}"
         raise InvalidRequest("sampling.max_tokens", bound, asked)
-    _check_ids(field, prompt, facts)
+    check_ids(field, prompt, facts.vocab_size)
 
 
 def chosen_drafters(request: GenerationRequest, settings: Settings) -> list[DrafterPool]:
@@ -89,23 +90,23 @@ def _check_laws(request: GenerationRequest, settings: Settings) -> None:
 
 
 def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
-    _check_int("sampling.max_tokens", sampling.max_tokens, 1, facts.context_len - 1)
-    _check_number("sampling.temperature", sampling.temperature, 0, MAX_TEMPERATURE)
-    _check_number("sampling.top_p", sampling.top_p, 0, 1, above=True)
-    _check_number("sampling.min_p", sampling.min_p, 0, 1)
-    _check_int("sampling.top_k", sampling.top_k, 0, None)
-    _check_int("sampling.seed", sampling.seed, 0, 2**63 - 1)
-    _check_number("sampling.presence_penalty", sampling.presence_penalty, -2, 2)
-    _check_number("sampling.frequency_penalty", sampling.frequency_penalty, -2, 2)
-    _check_number("sampling.repetition_penalty", sampling.repetition_penalty, 0, MAX_REPETITION_PENALTY, above=True)
+    check_int("sampling.max_tokens", sampling.max_tokens, 1, facts.context_len - 1)
+    check_number("sampling.temperature", sampling.temperature, 0, MAX_TEMPERATURE)
+    check_number("sampling.top_p", sampling.top_p, 0, 1, above=True)
+    check_number("sampling.min_p", sampling.min_p, 0, 1)
+    check_int("sampling.top_k", sampling.top_k, 0, None)
+    check_int("sampling.seed", sampling.seed, 0, 2**63 - 1)
+    check_number("sampling.presence_penalty", sampling.presence_penalty, -2, 2)
+    check_number("sampling.frequency_penalty", sampling.frequency_penalty, -2, 2)
+    check_number("sampling.repetition_penalty", sampling.repetition_penalty, 0, MAX_REPETITION_PENALTY, above=True)
     if sampling.logprobs is not None:
-        _check_int("sampling.logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
-    _check_count("sampling.stop_token_ids", sampling.stop_token_ids, 0, MAX_STOP_IDS, "ids")
-    _check_ids("sampling.stop_token_ids", sampling.stop_token_ids, facts)
-    _check_count("sampling.logit_bias", sampling.logit_bias, 0, MAX_BIASES, "ids")
-    _check_ids("sampling.logit_bias", sampling.logit_bias, facts)
+        check_int("sampling.logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
+    check_count("sampling.stop_token_ids", sampling.stop_token_ids, 0, MAX_STOP_IDS, "ids")
+    check_ids("sampling.stop_token_ids", sampling.stop_token_ids, facts.vocab_size)
+    check_count("sampling.logit_bias", sampling.logit_bias, 0, MAX_BIASES, "ids")
+    check_ids("sampling.logit_bias", sampling.logit_bias, facts.vocab_size)
     for bias in sampling.logit_bias.values():
-        _check_number("sampling.logit_bias", bias, -100, 100)
+        check_number("sampling.logit_bias", bias, -100, 100)
     if len(sampling.stop) > MAX_STOPS:
         raise InvalidRequest("sampling.stop", f"must hold at most {MAX_STOPS} strings", len(sampling.stop))
     for stop in sampling.stop:
@@ -115,11 +116,11 @@ def _check_sampling(sampling: Sampling, facts: ModelFacts) -> None:
 
 def _check_speculation(wish: Speculation, settings: Settings) -> None:
     if wish.max_draft_tokens is not None:
-        _check_int("speculation.max_draft_tokens", wish.max_draft_tokens, 0, MAX_DRAFT_TOKENS)
+        check_int("speculation.max_draft_tokens", wish.max_draft_tokens, 0, MAX_DRAFT_TOKENS)
     if wish.branches is not None:
-        _check_int("speculation.branches", wish.branches, 1, MAX_BRANCHES)
+        check_int("speculation.branches", wish.branches, 1, MAX_BRANCHES)
     if wish.max_draft_nodes is not None:
-        _check_int("speculation.max_draft_nodes", wish.max_draft_nodes, 1, settings.max_nodes)
+        check_int("speculation.max_draft_nodes", wish.max_draft_nodes, 1, settings.max_nodes)
     known = [pool.name for pool in settings.drafters]
     for name in wish.drafters:
         if name not in known:
@@ -139,53 +140,16 @@ def _check_constraint(constraint: Constraint, sampling: Sampling, facts: ModelFa
     texts: Sequence[str] = [constraint.json_schema or constraint.regex or ""]
     if constraint.choice is not None:
         field, texts = "constraint.choice.choices", constraint.choice
-        _check_count(field, texts, 1, MAX_CHOICES, "strings")
+        check_count(field, texts, 1, MAX_CHOICES, "strings")
     for text in texts:
         if not text:
             raise InvalidRequest(field, "must not be empty", text)
-    _check_size(field, texts, MAX_CONSTRAINT_BYTES)
+    check_size(field, texts, MAX_CONSTRAINT_BYTES)
     if not facts.eos_token_ids:
         raise InvalidRequest("constraint", "must be unset: this model has no end-of-sequence token to end it", kinds[0])
     if sampling.ignore_eos:
         bound = "must be false with a constraint: the end-of-sequence token ends its output"
         raise InvalidRequest("sampling.ignore_eos", bound, True)
-
-
-def _check_size(field: str, texts: Sequence[str], most: int) -> None:
-    """Bytes of UTF-8, of all together."""
-    size = sum(map(len, texts))
-    if size <= most:
-        try:
-            size = sum(len(text.encode()) for text in texts)
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(field, "must be valid Unicode", error.object) from error
-    if size > most:
-        raise InvalidRequest(field, f"must be at most {most} bytes of UTF-8", size)
-
-
-def _check_count(field: str, values: Sized, least: int, most: int, what: str) -> None:
-    if not least <= len(values) <= most:
-        raise InvalidRequest(field, f"must hold {least} to {most} {what}", len(values))
-
-
-def _check_ids(field: str, ids: Iterable[int], facts: ModelFacts) -> None:
-    for id in ids:
-        if not 0 <= id < facts.vocab_size:
-            raise InvalidRequest(field, f"must hold ids from 0 to {facts.vocab_size - 1}", id)
-
-
-def _check_int(field: str, value: int, low: int, high: int | None) -> None:
-    if value < low or (high is not None and value > high):
-        raise InvalidRequest(field, f"must be at least {low}" if high is None else f"must be {low} to {high}", value)
-
-
-def _check_number(field: str, value: float, low: float, high: float, *, above: bool = False) -> None:
-    """`above` leaves `low` itself out. NaN and infinity never pass."""
-    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
-        ends = f"above {low:g}" if above else f"at least {low:g}"
-        raise InvalidRequest(
-            field, f"must be finite, {ends}" + (f", at most {high:g}" if high < math.inf else ""), value
-        )
 
 
 def _names(known: Iterable[str]) -> str:

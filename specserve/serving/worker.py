@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from specserve.errors import SpecserveError, WorkerDied
@@ -20,6 +21,16 @@ logger = logging.getLogger(__name__)
 _GLANCE_S = 0.05
 
 Destination = Callable[[list[Reply]], None]
+
+
+@dataclass(slots=True)
+class Service:
+    """Totals of the calls answered. `wait_s` is what they waited before the step that answered them, `latency_s` all
+    from arrival to reply, in seconds."""
+
+    calls: int = 0
+    wait_s: float = 0.0
+    latency_s: float = 0.0
 
 
 class WorkerLoop:
@@ -38,9 +49,10 @@ class WorkerLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._failure: Exception | None = None
+        self.service = Service()  # written by the thread, read by anyone
         # The thread's own:
         self._owners: dict[int, Destination] = {}
-        self._waiting: dict[int, None] = {}  # sessions that are owed a reply, oldest first
+        self._waiting: dict[int, float] = {}  # sessions that are owed a reply, oldest first: when they asked
         self._replies: list[Reply] = []
         self._rejoin = Rejoin()
 
@@ -126,8 +138,9 @@ class WorkerLoop:
         if not self._stopping and self._pause() == 0:
             began = time.perf_counter()
             self._replies += self._backend.step()
-            self._rejoin.stepped(time.perf_counter() - began)
-            self._hand_back()
+            seconds = time.perf_counter() - began
+            self._rejoin.stepped(seconds)
+            self._hand_back(seconds)
 
     def _pause(self) -> float | None:
         """Seconds to wait before the next step, unless something comes; None while there is nothing to do. A backend
@@ -159,7 +172,7 @@ class WorkerLoop:
             else:
                 self._rejoin.back(session, came_s)
                 self._owners[session] = reply_to
-                self._waiting[session] = None
+                self._waiting[session] = came_s
         for command in commands:
             self._submit(command)
 
@@ -191,18 +204,24 @@ class WorkerLoop:
     def _obituary(self, session: int) -> Failed:
         return Failed(session, "WorkerDied", f"{self._name}: {self._failure!r}")
 
-    def _hand_back(self) -> None:
+    def _hand_back(self, step_s: float = 0.0) -> None:
+        """Send the replies that a step of `step_s` has finished."""
         if not self._replies:
             return
         batches: dict[Destination, list[Reply]] = {}
         now = time.perf_counter()
+        asked = 0.0
         for reply in self._replies:
-            self._waiting.pop(reply.session, None)
+            asked += self._waiting.pop(reply.session, now)
             self._rejoin.answered(reply.session, now)
             owner = self._owners.get(reply.session)
             if owner is not None:
                 batches.setdefault(owner, []).append(reply)
-        self._replies = []
+        calls, self._replies = len(self._replies), []
+        service, latency_s = self.service, max(0.0, calls * now - asked)
+        service.calls += calls
+        service.latency_s += latency_s
+        service.wait_s += max(0.0, latency_s - calls * step_s)
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody is left to tell
             self._loop.call_soon_threadsafe(_deliver, batches.items())

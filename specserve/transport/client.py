@@ -12,16 +12,22 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from specserve.transport import convert
+from specserve.errors import InvalidRequest
+from specserve.transport import convert, convert_infill
 from specserve.transport.status import error_of
 from specserve.types import (
+    INFILL_DRAFTERS,
     Chunk,
     Constraint,
     EmittedToken,
     Event,
     Finished,
     FinishReason,
+    Gap,
     GenerationRequest,
+    InfillEvent,
+    InfillFinished,
+    InfillRequest,
     Sampling,
     Speculation,
     SpeculationMode,
@@ -81,6 +87,9 @@ def request(
     rule: str | None = None,
     branches: int | None = None,
     max_draft_nodes: int | None = None,
+    reference: str = "",
+    tenant: str = "",
+    private: bool = False,
     timeout_s: float | None = None,
     json_schema: str | Mapping[str, Any] | None = None,
     regex: str | None = None,
@@ -89,6 +98,7 @@ def request(
 ) -> GenerationRequest:
     """A request from keywords: the fields of `types.Sampling`, and how to speculate. An unnamed seed is drawn.
 
+    `reference` is text that the output may repeat: drafters copy from it, the target never sees it.
     One of `json_schema` (JSON text, or what it says), `regex` and `choice` constrains the whole output.
 
     >>> request("def add(a, b):", max_tokens=32, temperature=0.8, seed=7, drafters=["ngram"]).sampling.seed
@@ -104,10 +114,47 @@ def request(
     return GenerationRequest(
         prompt if isinstance(prompt, str) else tuple(prompt),
         Sampling(**sampling),
-        Speculation(SpeculationMode(mode), tuple(drafters), max_draft_tokens, rule, branches, max_draft_nodes),
+        Speculation(
+            SpeculationMode(mode),
+            tuple(drafters),
+            max_draft_tokens,
+            rule,
+            branches,
+            max_draft_nodes,
+            reference,
+            tenant,
+            private,
+        ),
         timeout_s,
         constraint=constraint if constraint.kinds else None,
     )
+
+
+Segments = Sequence[str | Sequence[int] | Gap]
+
+
+def infill_request(
+    segments: Segments,
+    *,
+    drafter: str = "self",
+    max_draft_tokens: int = 5,
+    timeout_s: float | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> InfillRequest:
+    """A request to fill gaps. An unnamed seed is drawn.
+
+    >>> infill_request(["def add(a, b):", Gap(8, exact=False), "return total"], seed=7).drafter
+    'self'
+    """
+    given = tuple(part if isinstance(part, str | Gap) else tuple(part) for part in segments)
+    seed = secrets.randbits(63) if seed is None else seed
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    if drafter not in INFILL_DRAFTERS:
+        raise InvalidRequest("drafting.drafter", f"must be one of {', '.join(INFILL_DRAFTERS)}", drafter)
+    return InfillRequest(given, sampling, drafter, max_draft_tokens, timeout_s)
 
 
 def _address(address: str | Sequence[str]) -> str:
@@ -185,6 +232,26 @@ class Client:
         assert collector.result is not None
         return collector.result
 
+    def infill(self, segments: Segments, **options: Any) -> InfillFinished:
+        """The segments with their gaps filled; `options` as in `infill_request`."""
+        wish = convert_infill.infill_message_of(infill_request(segments, **options))
+        try:
+            return convert_infill.decode_infill_response(self._stub.Infill(wish, metadata=self._metadata))
+        except grpc.RpcError as error:
+            raise error_of(error) from error
+
+    def stream_infill(self, segments: Segments, **options: Any) -> Iterator[InfillEvent]:
+        """Tokens of gaps as they become final; closing the iterator cancels the request."""
+        wish = convert_infill.infill_message_of(infill_request(segments, **options))
+        call = self._stub.StreamInfill(pb.StreamInfillRequest(infill=wish), metadata=self._metadata)
+        try:
+            for message in call:
+                yield convert_infill.decode_infill_event(message)
+        except grpc.RpcError as error:
+            raise error_of(error) from error
+        finally:
+            call.cancel()
+
     def info(self) -> pb.GetServerInfoResponse:
         """The model, the drafters and the limits of the server."""
         try:
@@ -243,6 +310,26 @@ class AsyncClient:
         assert collector.result is not None
         return collector.result
 
+    async def infill(self, segments: Segments, **options: Any) -> InfillFinished:
+        """The segments with their gaps filled; `options` as in `infill_request`."""
+        wish = convert_infill.infill_message_of(infill_request(segments, **options))
+        try:
+            return convert_infill.decode_infill_response(await self._stub.Infill(wish, metadata=self._metadata))
+        except grpc.RpcError as error:
+            raise error_of(error) from error
+
+    async def stream_infill(self, segments: Segments, **options: Any) -> AsyncIterator[InfillEvent]:
+        """Tokens of gaps as they become final; closing the generator cancels the request."""
+        wish = convert_infill.infill_message_of(infill_request(segments, **options))
+        call = self._stub.StreamInfill(pb.StreamInfillRequest(infill=wish), metadata=self._metadata)
+        try:
+            async for message in call:
+                yield convert_infill.decode_infill_event(message)
+        except grpc.RpcError as error:
+            raise error_of(error) from error
+        finally:
+            call.cancel()
+
     async def info(self) -> pb.GetServerInfoResponse:
         """The model, the drafters and the limits of the server."""
         try:
@@ -268,4 +355,4 @@ def _stream_message(prompt: str | Sequence[int] | GenerationRequest, options: di
     return pb.StreamGenerateRequest(generate=convert.message_of(made))
 
 
-__all__ = ["AsyncClient", "Client", "Finished", "Generation", "request"]
+__all__ = ["AsyncClient", "Client", "Finished", "Gap", "Generation", "infill_request", "request"]

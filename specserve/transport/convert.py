@@ -75,15 +75,16 @@ def parse_generate(raw: bytes | int, request_id: str) -> GenerationRequest:
     Raises:
         InvalidRequest: too large, or no such message (a string that is not UTF-8, for one).
     """
-    return request_of(_parse(pb.GenerateRequest, raw), request_id)
+    return request_of(parse(pb.GenerateRequest, raw), request_id)
 
 
 def parse_stream_generate(raw: bytes | int, request_id: str) -> GenerationRequest:
     """A serialized StreamGenerateRequest -> types; as `parse_generate`."""
-    return request_of(_parse(pb.StreamGenerateRequest, raw).generate, request_id)
+    return request_of(parse(pb.StreamGenerateRequest, raw).generate, request_id)
 
 
-def _parse(kind: type[_M], raw: bytes | int) -> _M:
+def parse(kind: type[_M], raw: bytes | int) -> _M:
+    """A serialized message of this kind. Raises InvalidRequest as `parse_generate` does."""
     if isinstance(raw, int):
         raise InvalidRequest("request", f"must be at most {MAX_REQUEST_BYTES} bytes", raw)
     try:
@@ -108,6 +109,9 @@ def request_of(message: pb.GenerateRequest, request_id: str) -> GenerationReques
         speculation=Speculation(
             mode=_MODES[policy.mode],
             drafters=tuple(policy.drafters),
+            reference=policy.reference,
+            tenant=policy.tenant,
+            private=policy.private,
             **{name: getattr(policy, name) for name in _OPTIONAL_POLICY if policy.HasField(name)},
         ),
         timeout_s=message.timeout_ms / 1000 if message.HasField("timeout_ms") else None,
@@ -164,6 +168,8 @@ def message_of(request: GenerationRequest) -> pb.GenerateRequest:
     policy = message.speculation
     policy.mode = _MODE_NUMBERS[request.speculation.mode]
     policy.drafters.extend(request.speculation.drafters)
+    policy.reference, policy.tenant = request.speculation.reference, request.speculation.tenant
+    policy.private = request.speculation.private
     for name in _OPTIONAL_POLICY:
         value = getattr(request.speculation, name)
         if value is not None:

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
 )
+_WORK = f"/{pb.DESCRIPTOR.services_by_name['WorkerService'].full_name}/Work"
 _SECRET, _INCARNATION, _ROUTER = "specserve-secret", "specserve-incarnation", "specserve-router"
 
 
@@ -129,6 +131,23 @@ class DataPlaneServer:
         await self._server.stop(grace=0)
 
 
+@dataclass(slots=True)
+class Traffic:
+    """Bytes that went over a router's streams since the start, gRPC's own framing left out."""
+
+    sent: int = 0
+    received: int = 0
+
+    def serialize(self, message: pb.WorkRequest) -> bytes:
+        raw: bytes = message.SerializeToString()
+        self.sent += len(raw)
+        return raw
+
+    def parse(self, raw: bytes) -> pb.WorkResponse:
+        self.received += len(raw)
+        return pb.WorkResponse.FromString(raw)
+
+
 class GrpcChannel:
     """The router's end of one stream (`serving.port.Channel`)."""
 
@@ -137,16 +156,29 @@ class GrpcChannel:
 
     @classmethod
     async def connect(
-        cls, grant: Grant, *, router: str, secret: str, tls: TlsFiles | None = None, timeout_s: float = 5.0
+        cls,
+        grant: Grant,
+        *,
+        router: str,
+        secret: str,
+        tls: TlsFiles | None = None,
+        timeout_s: float = 5.0,
+        traffic: Traffic | None = None,
     ) -> GrpcChannel:
-        """Raises WorkerDied when the replica cannot be reached, or does not let us in, within `timeout_s`."""
+        """Raises WorkerDied when the replica cannot be reached, or does not let us in, within `timeout_s`.
+
+        traffic: where the bytes of this stream are counted too.
+        """
         if tls is None:
             channel = grpc.aio.insecure_channel(grant.endpoint, options=_OPTIONS)
         else:
             options = (*_OPTIONS, ("grpc.ssl_target_name_override", TlsFiles.NAME))
             channel = grpc.aio.secure_channel(grant.endpoint, tls.client(), options=options)
         metadata = ((_SECRET, secret), (_INCARNATION, str(grant.incarnation)), (_ROUTER, router))
-        call = pb_grpc.WorkerServiceStub(channel).Work(metadata=metadata)
+        traffic = Traffic() if traffic is None else traffic
+        call = channel.stream_stream(_WORK, request_serializer=traffic.serialize, response_deserializer=traffic.parse)(
+            metadata=metadata
+        )
         try:
             async with asyncio.timeout(timeout_s):
                 await call.initial_metadata()

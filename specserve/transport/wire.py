@@ -10,7 +10,13 @@ from specserve.types import (
     Command,
     Constraint,
     Draft,
+    DraftContext,
     Failed,
+    Fill,
+    Filled,
+    Gap,
+    InfillSpec,
+    Piece,
     Proposal,
     Propose,
     Reply,
@@ -41,9 +47,19 @@ def encode_commands(commands: Sequence[Command]) -> pb.WorkRequest:
                 base_len=command.base_len,
                 tokens=command.tokens,
                 max_tokens=command.max_tokens,
+                max_nodes=command.max_nodes,
+                price=command.price,
             )
             if command.spec is not None:  # drafters follow no grammar
                 _put_spec(propose.spec, replace(command.spec, constraint=None))
+            if command.context is not None:
+                context = command.context
+                propose.context.reference.extend(context.reference)
+                propose.context.tenant, propose.context.private = context.tenant, context.private
+        elif isinstance(command, Fill):
+            fill = request.fill.add(session=command.session, base_len=command.base_len, tokens=command.tokens)
+            if command.spec is not None:
+                _put_infill_spec(fill.spec, command.spec)
         else:
             request.close.append(command.session)
     return request
@@ -58,7 +74,15 @@ def decode_commands(request: pb.WorkRequest) -> list[Command]:
         commands.append(Verify(v.session, v.base_len, tuple(v.tokens), draft, spec))
     for p in request.propose:
         spec = _get_spec(p.spec) if p.HasField("spec") else None
-        commands.append(Propose(p.session, p.base_len, tuple(p.tokens), p.max_tokens, spec))
+        context = None
+        if p.HasField("context"):
+            context = DraftContext(tuple(p.context.reference), p.context.tenant, p.context.private)
+        commands.append(
+            Propose(p.session, p.base_len, tuple(p.tokens), p.max_tokens, spec, p.max_nodes, p.price, context)
+        )
+    for f in request.fill:
+        filling = _get_infill_spec(f.spec) if f.HasField("spec") else None
+        commands.append(Fill(f.session, f.base_len, tuple(f.tokens), filling))
     commands.extend(Close(session) for session in request.close)
     return commands
 
@@ -85,6 +109,8 @@ def encode_replies(replies: Sequence[Reply]) -> pb.WorkResponse:
         elif isinstance(reply, Proposal):
             proposal = response.proposals.add(session=reply.session, at=reply.at, compute_s=reply.compute_s)
             _put_draft(proposal.draft, reply.draft)
+        elif isinstance(reply, Filled):
+            response.filled.add(**{name: getattr(reply, name) for name in Filled.__slots__})
         elif isinstance(reply, SessionLost):
             response.lost.add(session=reply.session, held=reply.held)
         else:
@@ -105,6 +131,9 @@ def decode_replies(response: pb.WorkResponse, drafter: str = "") -> list[Reply]:
         )
     for p in response.proposals:
         replies.append(Proposal(p.session, p.at, _get_draft(p.draft, drafter), p.compute_s))
+    for d in response.filled:
+        counts = d.passes, d.drafted, d.accepted
+        replies.append(Filled(d.session, d.at, tuple(d.tokens), *counts, d.forward_s, d.batch))
     for s in response.lost:
         replies.append(SessionLost(s.session, s.held))
     for f in response.failed:
@@ -188,3 +217,24 @@ def _get_constraint(constraint: pb.Constraint) -> Constraint:
     if kind == "regex":
         return Constraint(regex=constraint.regex)
     return Constraint(choice=tuple(constraint.choice.choices))
+
+
+def _put_infill_spec(out: pb.InfillSpec, spec: InfillSpec) -> None:
+    for piece in spec.pieces:
+        if isinstance(piece, Gap):
+            out.pieces.add(gap=piece.tokens, may_stop=not piece.exact)
+        else:
+            out.pieces.add(given=piece)
+    sampling = spec.sampling
+    out.temperature, out.top_p, out.top_k, out.seed = (
+        sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed,
+    )  # fmt: skip
+    out.drafter, out.draft_tokens = spec.drafter, spec.draft_tokens
+
+
+def _get_infill_spec(spec: pb.InfillSpec) -> InfillSpec:
+    pieces: tuple[Piece, ...] = tuple(
+        Gap(piece.gap, not piece.may_stop) if piece.gap else tuple(piece.given) for piece in spec.pieces
+    )
+    sampling = Sampling(temperature=spec.temperature, top_p=spec.top_p, top_k=spec.top_k, seed=spec.seed)
+    return InfillSpec(pieces, sampling, spec.drafter, spec.draft_tokens)

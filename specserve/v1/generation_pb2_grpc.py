@@ -46,6 +46,16 @@ class GenerationServiceStub:
                 request_serializer=specserve_dot_v1_dot_generation__pb2.StreamGenerateRequest.SerializeToString,
                 response_deserializer=specserve_dot_v1_dot_generation__pb2.StreamGenerateResponse.FromString,
                 _registered_method=True)
+        self.Infill = channel.unary_unary(
+                '/specserve.v1.GenerationService/Infill',
+                request_serializer=specserve_dot_v1_dot_generation__pb2.InfillRequest.SerializeToString,
+                response_deserializer=specserve_dot_v1_dot_generation__pb2.InfillResponse.FromString,
+                _registered_method=True)
+        self.StreamInfill = channel.unary_stream(
+                '/specserve.v1.GenerationService/StreamInfill',
+                request_serializer=specserve_dot_v1_dot_generation__pb2.StreamInfillRequest.SerializeToString,
+                response_deserializer=specserve_dot_v1_dot_generation__pb2.StreamInfillResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/specserve.v1.GenerationService/GetServerInfo',
                 request_serializer=specserve_dot_v1_dot_generation__pb2.GetServerInfoRequest.SerializeToString,
@@ -72,6 +82,20 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Infill(self, request, context):
+        """Gaps filled by an any-subset model, one answer when all are. Needs a server with an `infill` pool.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamInfill(self, request, context):
+        """Tokens of gaps as they become final: one `started`, any number of `chunk`, one `finished`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """The model, the drafters and the limits of this server.
         """
@@ -91,6 +115,16 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.StreamGenerate,
                     request_deserializer=specserve_dot_v1_dot_generation__pb2.StreamGenerateRequest.FromString,
                     response_serializer=specserve_dot_v1_dot_generation__pb2.StreamGenerateResponse.SerializeToString,
+            ),
+            'Infill': grpc.unary_unary_rpc_method_handler(
+                    servicer.Infill,
+                    request_deserializer=specserve_dot_v1_dot_generation__pb2.InfillRequest.FromString,
+                    response_serializer=specserve_dot_v1_dot_generation__pb2.InfillResponse.SerializeToString,
+            ),
+            'StreamInfill': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamInfill,
+                    request_deserializer=specserve_dot_v1_dot_generation__pb2.StreamInfillRequest.FromString,
+                    response_serializer=specserve_dot_v1_dot_generation__pb2.StreamInfillResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -154,6 +188,60 @@ class GenerationService:
             '/specserve.v1.GenerationService/StreamGenerate',
             specserve_dot_v1_dot_generation__pb2.StreamGenerateRequest.SerializeToString,
             specserve_dot_v1_dot_generation__pb2.StreamGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Infill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/specserve.v1.GenerationService/Infill',
+            specserve_dot_v1_dot_generation__pb2.InfillRequest.SerializeToString,
+            specserve_dot_v1_dot_generation__pb2.InfillResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamInfill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/specserve.v1.GenerationService/StreamInfill',
+            specserve_dot_v1_dot_generation__pb2.StreamInfillRequest.SerializeToString,
+            specserve_dot_v1_dot_generation__pb2.StreamInfillResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from specserve.errors import ConfigError
 
-NAMES = ("target", "ar")
+NAMES = ("target", "ar", "infill")
 
 
 def path(name: str) -> Path:

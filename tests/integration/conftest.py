@@ -1,14 +1,12 @@
 """A real Ray, real replicas, real gRPC. What a fixture starts, it sees end."""
 
-import copy
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
-import psutil
 import pytest
-from live import APP, MAIN, Cluster, until
+from live import MAIN, Cluster, no_ray_process, serve_config, until
 
 from deployments import launch
 from specserve.config import model_dir
@@ -30,34 +28,12 @@ def deploy(free_ports: Callable[[], int]) -> Iterator[Callable[[dict[str, Any]],
     with ExitStack() as stack:
 
         def start(args: dict[str, Any]) -> Cluster:
-            config = {
-                "proxy_location": "HeadOnly",
-                "http_options": {"host": "127.0.0.1", "port": free_ports()},
-                "grpc_options": {"port": free_ports()},
-                "applications": [
-                    {
-                        "name": APP,
-                        "import_path": "deployments.app:build_app",
-                        "route_prefix": "/",
-                        "args": copy.deepcopy(args),
-                    }
-                ],
-            }
+            config = serve_config(args, free_ports(), free_ports())
             server = stack.enter_context(launch.up(config))
             return Cluster(server.grpc, args)
 
         yield start
-    until(
-        lambda: not [p for p in psutil.Process().children(recursive=True) if "ray" in " ".join(_cmdline(p)).lower()],
-        "every Ray process gone",
-    )
-
-
-def _cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline() if process.status() != psutil.STATUS_ZOMBIE else []
-    except psutil.Error:
-        return []
+    until(no_ray_process, "every Ray process gone")
 
 
 @pytest.fixture(scope="module")

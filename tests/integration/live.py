@@ -1,5 +1,6 @@
 """A deployed config under test: its replicas' processes, what they report, and how to hurt them."""
 
+import copy
 import os
 import threading
 import time
@@ -36,6 +37,35 @@ def replicas(deployment: str) -> dict[int, psutil.Process]:
         if title and title[0].startswith(f"ray::ServeReplica:{APP}:{deployment}"):
             found[process.pid] = process
     return found
+
+
+def no_ray_process() -> bool:
+    """Whether every Ray process that this one started has ended."""
+    return not [p for p in psutil.Process().children(recursive=True) if "ray" in " ".join(_cmdline(p)).lower()]
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline() if process.status() != psutil.STATUS_ZOMBIE else []
+    except psutil.Error:
+        return []
+
+
+def serve_config(args: dict[str, Any], http_port: int, grpc_port: int) -> dict[str, Any]:
+    """A Serve config file's content around our `args`."""
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": http_port},
+        "grpc_options": {"port": grpc_port},
+        "applications": [
+            {
+                "name": APP,
+                "import_path": "deployments.app:build_app",
+                "route_prefix": "/",
+                "args": copy.deepcopy(args),
+            }
+        ],
+    }
 
 
 @dataclass

@@ -14,16 +14,22 @@ FLOORS: dict[str, set[str]] = {
     "specserve.types": {"specserve.errors"},
     "specserve.config": {"specserve.errors", "specserve.types", "specserve.zoo"},
     "specserve.constraint": {"specserve.errors", "specserve.types"},
+    "specserve.filling": {"specserve.types"},
     "specserve.verify": {"specserve.errors", "specserve.types"},
     "specserve.zoo": {"specserve.errors", "specserve.types"},
-    "specserve.serving": {"specserve.errors", "specserve.types", "specserve.constraint"},
+    "specserve.serving": {"specserve.errors", "specserve.types", "specserve.constraint", "specserve.filling"},
     "specserve.v1": set(),
     "specserve.worker": set(),
 }
 FLOORS["specserve.engine"] = {"specserve.errors", "specserve.types", "specserve.constraint", "specserve.verify"}
 FLOORS["specserve.draft"] = FLOORS["specserve.engine"] | {"specserve.engine"}
-FLOORS["specserve.anysubset"] = FLOORS["specserve.engine"] | {"specserve.engine"}
-FLOORS["specserve.train"] = FLOORS["specserve.draft"] | {"specserve.draft", "specserve.anysubset", "specserve.zoo"}
+FLOORS["specserve.infill"] = FLOORS["specserve.engine"] | {"specserve.engine", "specserve.filling"}
+FLOORS["specserve.train"] = FLOORS["specserve.draft"] | {
+    "specserve.draft",
+    "specserve.infill",
+    "specserve.filling",
+    "specserve.zoo",
+}
 FLOORS["specserve.transport"] = {"specserve.errors", "specserve.types", "specserve.v1", "specserve.worker"}
 _BELOW_BENCH = set(FLOORS)
 FLOORS["specserve.bench"] = _BELOW_BENCH | {"deployments"}
@@ -32,8 +38,8 @@ FLOORS["specserve.cli"] = _BELOW_BENCH | {"specserve.bench"}
 FLOORS["specserve"] = {"specserve.transport"}
 
 HEAVY = {
-    "torch": {"verify", "engine", "draft", "anysubset", "train", "zoo", "bench"},
-    "transformers": {"engine", "draft", "anysubset", "train", "zoo", "bench"},
+    "torch": {"verify", "engine", "draft", "infill", "train", "zoo", "bench"},
+    "transformers": {"engine", "draft", "infill", "train", "zoo", "bench"},
     "grpc": {"transport", "v1", "worker"},
     "ray": set(),
 }

@@ -7,26 +7,30 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WorkRequest(_message.Message):
-    __slots__ = ("verify", "propose", "close")
+    __slots__ = ("verify", "propose", "close", "fill")
     VERIFY_FIELD_NUMBER: _ClassVar[int]
     PROPOSE_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    FILL_FIELD_NUMBER: _ClassVar[int]
     verify: _containers.RepeatedCompositeFieldContainer[Verify]
     propose: _containers.RepeatedCompositeFieldContainer[Propose]
     close: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, verify: _Optional[_Iterable[_Union[Verify, _Mapping]]] = ..., propose: _Optional[_Iterable[_Union[Propose, _Mapping]]] = ..., close: _Optional[_Iterable[int]] = ...) -> None: ...
+    fill: _containers.RepeatedCompositeFieldContainer[Fill]
+    def __init__(self, verify: _Optional[_Iterable[_Union[Verify, _Mapping]]] = ..., propose: _Optional[_Iterable[_Union[Propose, _Mapping]]] = ..., close: _Optional[_Iterable[int]] = ..., fill: _Optional[_Iterable[_Union[Fill, _Mapping]]] = ...) -> None: ...
 
 class WorkResponse(_message.Message):
-    __slots__ = ("verdicts", "proposals", "lost", "failed")
+    __slots__ = ("verdicts", "proposals", "lost", "failed", "filled")
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
     PROPOSALS_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    FILLED_FIELD_NUMBER: _ClassVar[int]
     verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
     proposals: _containers.RepeatedCompositeFieldContainer[Proposal]
     lost: _containers.RepeatedCompositeFieldContainer[SessionLost]
     failed: _containers.RepeatedCompositeFieldContainer[Failed]
-    def __init__(self, verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., lost: _Optional[_Iterable[_Union[SessionLost, _Mapping]]] = ..., failed: _Optional[_Iterable[_Union[Failed, _Mapping]]] = ...) -> None: ...
+    filled: _containers.RepeatedCompositeFieldContainer[Filled]
+    def __init__(self, verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., lost: _Optional[_Iterable[_Union[SessionLost, _Mapping]]] = ..., failed: _Optional[_Iterable[_Union[Failed, _Mapping]]] = ..., filled: _Optional[_Iterable[_Union[Filled, _Mapping]]] = ...) -> None: ...
 
 class SessionSpec(_message.Message):
     __slots__ = ("prompt_len", "max_len", "rule", "temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "logprobs", "branches", "max_draft_nodes", "constraint")
@@ -128,18 +132,94 @@ class Verify(_message.Message):
     def __init__(self, session: _Optional[int] = ..., base_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., spec: _Optional[_Union[SessionSpec, _Mapping]] = ...) -> None: ...
 
 class Propose(_message.Message):
-    __slots__ = ("session", "base_len", "tokens", "max_tokens", "spec")
+    __slots__ = ("session", "base_len", "tokens", "max_tokens", "spec", "max_nodes", "price", "context")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     BASE_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    MAX_NODES_FIELD_NUMBER: _ClassVar[int]
+    PRICE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
     session: int
     base_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     max_tokens: int
     spec: SessionSpec
-    def __init__(self, session: _Optional[int] = ..., base_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., spec: _Optional[_Union[SessionSpec, _Mapping]] = ...) -> None: ...
+    max_nodes: int
+    price: float
+    context: DraftContext
+    def __init__(self, session: _Optional[int] = ..., base_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., spec: _Optional[_Union[SessionSpec, _Mapping]] = ..., max_nodes: _Optional[int] = ..., price: _Optional[float] = ..., context: _Optional[_Union[DraftContext, _Mapping]] = ...) -> None: ...
+
+class DraftContext(_message.Message):
+    __slots__ = ("reference", "tenant", "private")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_FIELD_NUMBER: _ClassVar[int]
+    reference: _containers.RepeatedScalarFieldContainer[int]
+    tenant: str
+    private: bool
+    def __init__(self, reference: _Optional[_Iterable[int]] = ..., tenant: _Optional[str] = ..., private: _Optional[bool] = ...) -> None: ...
+
+class Fill(_message.Message):
+    __slots__ = ("session", "base_len", "tokens", "spec")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    BASE_LEN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    base_len: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    spec: InfillSpec
+    def __init__(self, session: _Optional[int] = ..., base_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., spec: _Optional[_Union[InfillSpec, _Mapping]] = ...) -> None: ...
+
+class InfillSpec(_message.Message):
+    __slots__ = ("pieces", "temperature", "top_p", "top_k", "seed", "drafter", "draft_tokens")
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    DRAFTER_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    pieces: _containers.RepeatedCompositeFieldContainer[Piece]
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    drafter: str
+    draft_tokens: int
+    def __init__(self, pieces: _Optional[_Iterable[_Union[Piece, _Mapping]]] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., drafter: _Optional[str] = ..., draft_tokens: _Optional[int] = ...) -> None: ...
+
+class Piece(_message.Message):
+    __slots__ = ("given", "gap", "may_stop")
+    GIVEN_FIELD_NUMBER: _ClassVar[int]
+    GAP_FIELD_NUMBER: _ClassVar[int]
+    MAY_STOP_FIELD_NUMBER: _ClassVar[int]
+    given: _containers.RepeatedScalarFieldContainer[int]
+    gap: int
+    may_stop: bool
+    def __init__(self, given: _Optional[_Iterable[int]] = ..., gap: _Optional[int] = ..., may_stop: _Optional[bool] = ...) -> None: ...
+
+class Filled(_message.Message):
+    __slots__ = ("session", "at", "tokens", "passes", "drafted", "accepted", "forward_s", "batch")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PASSES_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_S_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    at: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    passes: int
+    drafted: int
+    accepted: int
+    forward_s: float
+    batch: int
+    def __init__(self, session: _Optional[int] = ..., at: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., passes: _Optional[int] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., forward_s: _Optional[float] = ..., batch: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("session", "at", "accepted", "token", "logprobs", "forward_s", "batch", "positions")

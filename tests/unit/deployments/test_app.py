@@ -47,6 +47,19 @@ def test_every_part_is_a_deployment_of_its_own() -> None:
     assert set(_deployments(ARGS)) == {"Router", "Verifier", "Drafter-ngram", "Drafter-small"}
 
 
+def test_a_pool_that_fills_gaps_is_one_more_deployment_that_scales_by_itself() -> None:
+    infill = {"replicas": {"min": 1, "max": 3, "target_sessions": 4}, "max_sessions": 12}
+    made = _deployments({**ARGS, "infill": infill})["Infill"]
+    assert made.max_ongoing_requests == 12
+    scaling = made._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 4)
+
+
+def test_a_drafter_may_not_take_the_name_of_the_pool_that_fills_gaps() -> None:
+    with pytest.raises(ConfigError, match="must not be named infill"):
+        parse({**ARGS, "drafters": {"infill": {"kind": "ngram"}}, "infill": {}})
+
+
 def test_resources_labels_and_scaling_are_as_configured() -> None:
     made = _deployments(ARGS)
     verifier = made["Verifier"]
@@ -60,13 +73,49 @@ def test_resources_labels_and_scaling_are_as_configured() -> None:
     assert verifier._deployment_config.graceful_shutdown_timeout_s == 120
     assert made["Drafter-small"].ray_actor_options["resources"] == {"drafter": 1}
     assert made["Drafter-ngram"]._deployment_config.autoscaling_config.min_replicas == 0
-    assert made["Router"].num_replicas == 2
+    scaling = made["Router"]._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (2, 2)
+
+
+def test_what_the_policy_goes_by_travels_with_each_deployment() -> None:
+    made = _deployments(ARGS)
+
+    def kwargs(name: str) -> dict:
+        return made[name]._deployment_config.autoscaling_config.policy.policy_kwargs
+
+    assert {name: kwargs(name)["role"] for name in made} == {
+        "Router": "router",
+        "Verifier": "verifier",
+        "Drafter-ngram": "drafter",
+        "Drafter-small": "drafter",
+    }
+    aims = kwargs("Verifier")["aims"]
+    assert (aims["least"], aims["most"], aims["sessions"], aims["queue_s"]) == (1, 4, 16, 0.2)
+    assert kwargs("Drafter-ngram")["aims"]["late"] == 0.1
+
+
+def test_where_nothing_scales_every_number_is_fixed() -> None:
+    args = copy.deepcopy(ARGS)
+    args["target"]["replicas"] = {"min": 3, "max": 3}
+    del args["drafters"]["ngram"]["replicas"]
+    made = _deployments(args)
+    assert {name: d.num_replicas for name, d in made.items()} == {
+        "Router": 2,
+        "Verifier": 3,
+        "Drafter-ngram": 1,
+        "Drafter-small": 1,
+    }
 
 
 BAD = [
     (("target", "slotz"), 1, r"target: 'slotz' is no known key; did you mean 'slots'\?"),
     (("target", "slots"), 0, "target.slots: .*greater than or equal to 1; got 0"),
     (("target", "replicas"), {"min": 3, "max": 2}, "replicas.min must be at most replicas.max; got 3 > 2"),
+    (("target", "replicas"), {"target_late": 0.1}, r"target.replicas: 'target_late' is no known key; did you mean"),
+    (("target", "replicas"), {"target_occupancy": 1.5}, "target_occupancy: .*less than or equal to 1; got 1.5"),
+    (("drafters", "ngram", "replicas"), {"target_busy": 0}, "target_busy: .*greater than 0; got 0"),
+    (("target", "replicas"), {"hysteresis": -1}, "hysteresis: .*greater than or equal to 0; got -1"),
+    (("autoscaling",), {"window_s": 1.0}, "window_s must be longer than report_interval_s 1; got 1"),
     (("target", "dtype"), "int8", "target.dtype: .*'float32', 'bfloat16' or 'float16'; got 'int8'"),
     (("drafters", "small", "kind"), "magic", "drafters.small: .*'ngram', 'ar'"),
     (("drafters", "small", "modle"), "x", r"'modle' is no known key; did you mean 'model'\?"),
@@ -110,3 +159,14 @@ def test_a_drafter_with_another_tokenizer_is_refused(tmp_path) -> None:
     check_vocabulary("x", tmp_path / "same", tmp_path / "target")
     with pytest.raises(ConfigError, match=r"drafters\.x\.model must have the target's tokenizer.*not the same ones"):
         check_vocabulary("x", tmp_path / "other", tmp_path / "target")
+
+
+def test_the_secret_of_the_data_plane_may_stand_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = parse({**ARGS, "data_plane": {"secret_env": "OF_THE_TESTS"}})
+    monkeypatch.setenv("OF_THE_TESTS", "hidden")
+    assert config.data_plane.shared_secret() == "hidden"
+    monkeypatch.delenv("OF_THE_TESTS")
+    with pytest.raises(ConfigError, match=r"data_plane\.secret_env must name a variable set on every node; got 'OF_"):
+        config.data_plane.shared_secret()
+    with pytest.raises(ConfigError, match="only one of secret and secret_env may be given; got both"):
+        parse({**ARGS, "data_plane": {"secret": "s", "secret_env": "OF_THE_TESTS"}})

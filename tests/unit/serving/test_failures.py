@@ -9,7 +9,7 @@ from toys import babble, plain
 from world import World, drafter, play, request, verifier
 
 from specserve.errors import EngineError, Overloaded, SpecserveError, Unavailable
-from specserve.serving.verifying import error_of
+from specserve.serving.line import error_of
 from specserve.types import Failed, Sampling, SpeculationMode
 
 PROMPT = (5, 6, 7)

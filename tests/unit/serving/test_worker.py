@@ -236,3 +236,17 @@ async def test_a_router_over_local_workers_writes_what_the_target_writes():
         await port.lease("unknown")
     with pytest.raises(WorkerDied):
         await port.connect(Grant("verifier", "verifier-0", "verifier", 0))
+
+
+@with_worker(Gated)
+async def test_a_call_that_waits_behind_a_step_shows_as_queue_delay(worker, backend):
+    inbox = Inbox()
+    worker.submit([opening(1)], inbox)
+    await asyncio.get_running_loop().run_in_executor(None, backend.entered.wait, 10)
+    worker.submit([opening(2)], inbox)  # while the first step runs
+    backend.gate.release()
+    backend.gate.release()
+    await inbox.wait(2)
+    service = worker.service
+    assert service.calls == 2
+    assert 0 < service.wait_s < service.latency_s

@@ -10,7 +10,7 @@ import pytest
 
 from specserve.errors import ConfigError, WorkerDied
 from specserve.serving.worker import WorkerLoop
-from specserve.transport.dataplane import DataPlaneServer, GrpcChannel, TlsFiles
+from specserve.transport.dataplane import DataPlaneServer, GrpcChannel, TlsFiles, Traffic
 from specserve.types import Close, Command, Grant, Reply, Verdict, Verify
 
 SECRET = "a secret"
@@ -95,6 +95,18 @@ async def test_commands_and_replies_of_many_sessions_share_a_stream(served: Serv
     assert {reply.session: reply.token for reply in got if isinstance(reply, Verdict)} == {1: 2, 2: 1}
     assert served.server.joined("me")
     await channel.close()
+
+
+async def test_the_bytes_of_a_routers_streams_are_counted_together(served: Served) -> None:
+    traffic = Traffic()
+    for session in (1, 2):
+        channel = await GrpcChannel.connect(served.grant, router="me", secret=SECRET, traffic=traffic)
+        await channel.send([Verify(session, 0, (5, 6))])
+        sent, received = traffic.sent, traffic.received
+        await channel.receive()
+        assert sent == traffic.sent > 0
+        assert traffic.received > received
+        await channel.close()
 
 
 async def test_a_stream_that_ends_takes_its_sessions_with_it(served: Served) -> None:
