@@ -59,14 +59,14 @@ def test_every_command_explains_itself(command: str) -> None:
     assert "Usage" in out.stdout
 
 
-def test_a_bad_config_ends_with_one_line_naming_the_key(tmp_path: Path) -> None:
+def test_a_bad_config_ends_with_one_line_naming_file_and_key(tmp_path: Path) -> None:
     config = _config()
     config["applications"][0]["args"]["target"]["slotz"] = 5
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump(config))
     out = subprocess.run([*SPECSERVE, "up", str(path)], capture_output=True, text=True, check=False)
     assert out.returncode == 1
-    assert out.stderr.strip() == "specserve: target: 'slotz' is no known key; did you mean 'slots'?"
+    assert out.stderr.strip() == f"specserve: config {path}: target: 'slotz' is no known key; did you mean 'slots'?"
 
 
 def test_up_serves_until_told_to_stop_and_then_finishes_open_streams(tmp_path: Path) -> None:
