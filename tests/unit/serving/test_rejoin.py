@@ -43,7 +43,7 @@ def test_nobody_waits_for_a_session_that_is_gone():
     assert rejoin.wait(now + 0.002) == 0
 
 
-def test_the_wait_is_never_longer_than_the_cheapest_step():
+def test_the_wait_is_never_longer_than_a_step():
     rejoin, now = settled(away_s=0.9 * STEP)
     assert rejoin.wait(now) <= 1.0001 * STEP
 
@@ -57,3 +57,10 @@ def test_a_step_ends_the_wait_for_those_who_missed_it():
     rejoin, now = settled(away_s=0.003)
     rejoin.stepped(STEP)
     assert rejoin.wait(now + STEP) == 0
+
+
+def test_a_hiccup_does_not_make_long_waits_worth_their_while():
+    rejoin, now = settled(away_s=1.5 * STEP)
+    rejoin.stepped(100 * STEP)
+    rejoin.answered(1, now)
+    assert rejoin.wait(now) == 0
