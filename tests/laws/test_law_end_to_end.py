@@ -52,7 +52,7 @@ from specserve.types import (
     Usage,
 )
 
-SAMPLES = int(os.environ.get("SPECSERVE_LAW_SAMPLES", "2000"))
+SAMPLES = int(os.environ.get("SPECSERVE_LAW_SAMPLES", "1000"))
 VOCAB, WANTED, CONTEXT = 16, 3, 64
 PROMPT = (3, 9, 1, 12, 6, 0, 14, 5, 10, 2, 15, 8, 4, 13, 7, 11, 3, 9)  # every token once: n-grams always match
 ALARM, DEAD = 1e-5, 1e-12
