@@ -215,8 +215,10 @@ class AppConfig(_Strict):
 
     @model_validator(mode="after")
     def _names_apart(self) -> AppConfig:
-        if self.infill is not None and "infill" in self.drafters:
-            raise ValueError("drafters must not be named infill where there is an infill pool; got 'infill'")
+        taken = ("target", *(["infill"] if self.infill is not None else []))
+        for name in taken:
+            if name in self.drafters:
+                raise ValueError(f"drafters must not have the name of another pool, {' or '.join(taken)}; got {name!r}")
         return self
 
     @model_validator(mode="after")

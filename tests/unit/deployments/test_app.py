@@ -55,9 +55,10 @@ def test_a_pool_that_fills_gaps_is_one_more_deployment_that_scales_by_itself() -
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 4)
 
 
-def test_a_drafter_may_not_take_the_name_of_the_pool_that_fills_gaps() -> None:
-    with pytest.raises(ConfigError, match="must not be named infill"):
-        parse({**ARGS, "drafters": {"infill": {"kind": "ngram"}}, "infill": {}})
+@pytest.mark.parametrize("name", ["target", "infill"])
+def test_a_drafter_may_not_take_the_name_of_another_pool(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"name of another pool, target or infill; got '{name}'"):
+        parse({**ARGS, "drafters": {name: {"kind": "ngram"}}, "infill": {}})
 
 
 def test_resources_labels_and_scaling_are_as_configured() -> None:
