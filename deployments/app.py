@@ -8,11 +8,12 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from deployments.autoscaling import aims, apart
+from deployments.autoscaling import apart
 from deployments.drafter import Drafter
 from deployments.infill import Infill
 from deployments.router import Router
 from deployments.verifier import Verifier
+from specserve.aims import aims
 from specserve.config import AppConfig, DrafterConfig, InfillConfig, RouterConfig, Scaling, TargetConfig
 from specserve.serving.autoscale import Role
 
@@ -47,7 +48,7 @@ def build_app(args: AppConfig) -> Application:
             **_replicas(args, d.replicas, d.max_sessions, "drafter", name, apart(d.placement, target.placement)),
         )
         .bind(name, args, secret)
-        for name, d in args.drafters.items()
+        for name, d in args.pools.items()
     }
     infill = None
     if args.infill is not None:

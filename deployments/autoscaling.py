@@ -10,29 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from deployments.metrics import Exporter
-from specserve.config import DrafterScaling, Placement, Scaling, VerifierScaling
+from specserve.config import Placement
 from specserve.serving.autoscale import Aims, Decision, Pool, decide
 from specserve.serving.metrics import AUTOSCALING, Sample
 
 POLICY = "deployments.autoscaling:Policy"
 _DECIDE_S = 1.0  # Serve asks ten times a second; replicas report about once
 LATE = "late_per_s:"  # and the drafter's name: a router reports one for each
-
-
-def aims(scaling: Scaling, sessions: float) -> dict[str, float]:
-    """The aims of a configured pool, as JSON."""
-    common = {
-        "least": scaling.min,
-        "most": scaling.max,
-        "sessions": sessions,
-        "hysteresis": scaling.hysteresis,
-        "cooldown_s": scaling.cooldown_s,
-    }
-    if isinstance(scaling, VerifierScaling):
-        return {**common, "queue_s": scaling.target_queue_ms / 1000, "occupancy": scaling.target_occupancy}
-    if isinstance(scaling, DrafterScaling):
-        return {**common, "busy": scaling.target_busy, "late": scaling.target_late, "wait": scaling.target_wait}
-    return common
 
 
 def apart(one: Placement, other: Placement) -> bool:

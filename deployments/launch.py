@@ -104,6 +104,8 @@ def deploy(config: dict[str, Any]) -> None:
 def _start_ray(args: AppConfig, report: Callable[[str], None]) -> None:
     # Streamed chunks pass the proxy by value: a fifth of the CPU per chunk.
     os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
+    # Ray's workers run at niceness 15 otherwise: behind every other process here, those that ask them included.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if os.environ.get("RAY_ADDRESS"):
         report(f"joining the cluster at {os.environ['RAY_ADDRESS']}")
         ray.init(log_to_driver=False, logging_level="error")

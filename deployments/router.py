@@ -17,7 +17,7 @@ from deployments.autoscaling import LATE
 from deployments.leases import ServePort
 from deployments.metrics import Exporter, every_second
 from deployments.worker import tls_files
-from specserve.config import AppConfig, ArConfig, model_dir
+from specserve.config import AppConfig, ArConfig, HeadsConfig, NgramConfig, inside, model_dir
 from specserve.errors import ConfigError, InvalidRequest, SpecserveError
 from specserve.serving.infilling import InfillRouter
 from specserve.serving.load import RouterMeter
@@ -136,7 +136,7 @@ class Router:
             default_rule=config.rule,
             max_sessions=config.router.max_sessions,
             max_waiting=config.router.max_waiting,
-            stats=self._router.stats.summary(),
+            stats=self._router.measurements(),
             infill=self._infill_info(),
         )
 
@@ -164,7 +164,15 @@ def settings(config: AppConfig) -> Settings:
     return Settings(
         verifier_pool=VERIFIER_POOL,
         drafters=tuple(
-            DrafterPool(name, name, d.max_draft_tokens, laws=isinstance(d, ArConfig))
+            DrafterPool(
+                name,
+                name,
+                d.max_draft_tokens,
+                laws=isinstance(d, ArConfig | HeadsConfig),
+                copies=isinstance(d, NgramConfig),
+                inside=inside(d),
+                features=(-1,) if isinstance(d, HeadsConfig) and not inside(d) else (),
+            )
             for name, d in config.drafters.items()
         ),
         rule=config.rule,

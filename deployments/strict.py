@@ -40,7 +40,7 @@ def check(config: Any) -> AppConfig:
 
 
 def _overrides(deployments: Any, args: AppConfig) -> None:
-    names = ["Router", "Verifier", *(f"Drafter-{name}" for name in args.drafters)]
+    names = ["Router", "Verifier", *(f"Drafter-{name}" for name in args.pools)]
     names += ["Infill"] if args.infill is not None else []
     for i, override in enumerate(deployments):
         where = f"applications[0].deployments[{i}]."

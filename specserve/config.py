@@ -11,14 +11,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from specserve.errors import ConfigError
-from specserve.types import RULES
+from specserve.types import NGRAM_STRATEGIES, RULES
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Frozen, and without unknown keys."""
+
     model_config = ConfigDict(frozen=True)
 
     @model_validator(mode="before")
@@ -31,7 +33,7 @@ class _Strict(BaseModel):
         return data
 
 
-class Scaling(_Strict):
+class Scaling(Strict):
     """How many replicas. `min` equal to `max` fixes the number; 0 lets a drafter pool scale to nothing.
 
     A pool follows the signal that asks for most replicas; `target_` is what each of them aims at.
@@ -67,7 +69,7 @@ class DrafterScaling(Scaling):
     target_wait: Annotated[float, Field(gt=0, le=1)] = 0.5  # share of a round's time spent waiting for drafts
 
 
-class Placement(_Strict):
+class Placement(Strict):
     """What one replica needs from a node, as Ray counts it."""
 
     num_cpus: Annotated[float, Field(ge=0)] = 0.5
@@ -77,7 +79,7 @@ class Placement(_Strict):
     resources: dict[str, float] = {}
 
 
-class _Worker(_Strict):
+class _Worker(Strict):
     replicas: Scaling = Scaling()
     placement: Placement = Placement()
     threads: Positive = 1  # torch and OpenMP threads of one replica
@@ -85,7 +87,7 @@ class _Worker(_Strict):
     graceful_shutdown_s: Seconds = 60.0  # longer than the longest stream you promise to finish
 
 
-class _Model(_Strict):
+class _Model(Strict):
     model: str  # a local Hugging Face directory, or zoo:NAME for an embedded model
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
@@ -107,12 +109,21 @@ class _Drafter(_Worker):
 
 
 class NgramConfig(_Drafter):
-    """Learning-free drafting from the request's own text."""
+    """Learning-free drafting: from the request's own text, past outputs and tables of the target's bigrams."""
 
     kind: Literal["ngram"]
     max_draft_tokens: Annotated[int, Field(ge=1, le=64)] = 12
-    max_ngram: Annotated[int, Field(ge=1, le=8)] = 3
-    rows: Annotated[int, Field(ge=1, le=16)] = 1
+    strategies: Annotated[tuple[Literal[NGRAM_STRATEGIES], ...], Field(min_length=1)] = (  # type: ignore[valid-type]
+        "context",
+        "suffix",
+        "bigram",
+        "recycled",
+    )
+    table: str | None = None  # file of `specserve train ngram`, or zoo:ngram; without one, no bigram rows
+    max_ngram: Annotated[int, Field(ge=1, le=4)] = 3  # agreement that the context strategy looks at
+    rows: Annotated[int, Field(ge=1, le=16)] = 4  # most rows of one strategy
+    context_rows: Annotated[int, Field(ge=1, le=16)] = 4  # more of them crowd out the others and gain little
+    memory_mb: Annotated[float, Field(ge=0)] = 64.0  # past outputs of all tenants together; 0 keeps none
 
 
 class ArConfig(_Drafter, _Model):
@@ -125,7 +136,20 @@ class ArConfig(_Drafter, _Model):
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0  # end a branch when its own probability falls below
 
 
-DrafterConfig = Annotated[NgramConfig | ArConfig, Field(discriminator="kind")]
+class HeadsConfig(_Drafter):
+    """Multi-token heads on the target's last hidden state, made by `specserve train heads`."""
+
+    kind: Literal["heads"]
+    model: str  # a local directory of heads, or zoo:NAME for embedded ones
+    where: Literal["verifier", "remote"] = "verifier"  # in the verifiers' processes, or a pool of its own
+    device: str = "cpu"  # of a pool of its own
+    max_draft_tokens: Annotated[int, Field(ge=1, le=64)] = 7  # at most one less than the heads foresee
+    branches: Annotated[int, Field(ge=1, le=16)] = 4  # chains per round, or most children of a node; 1 drafts a chain
+    max_draft_nodes: Annotated[int, Field(ge=1, le=256)] = 16  # all branches together
+    min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.03  # end a branch when its own probability falls below
+
+
+DrafterConfig = Annotated[NgramConfig | ArConfig | HeadsConfig, Field(discriminator="kind")]
 
 
 class InfillConfig(_Worker):
@@ -137,7 +161,7 @@ class InfillConfig(_Worker):
     max_sessions: Positive = 16  # each holds a seat of `context` tokens in the cache
 
 
-class RouterConfig(_Strict):
+class RouterConfig(Strict):
     """The ingress: sessions, rounds, admission."""
 
     replicas: Scaling = Scaling(target_sessions=64)
@@ -151,7 +175,7 @@ class RouterConfig(_Strict):
     graceful_shutdown_s: Seconds = 60.0
 
 
-class TlsConfig(_Strict):
+class TlsConfig(Strict):
     """PEM files of the data plane, the same paths on every node."""
 
     certificate: str
@@ -159,7 +183,7 @@ class TlsConfig(_Strict):
     authority: str
 
 
-class DataPlaneConfig(_Strict):
+class DataPlaneConfig(Strict):
     """Streams between routers and workers."""
 
     secret: str | None = None  # neither this nor secret_env: drawn at deployment, anew with every deploy
@@ -181,7 +205,7 @@ class DataPlaneConfig(_Strict):
         return secret
 
 
-class AutoscalingConfig(_Strict):
+class AutoscalingConfig(Strict):
     """What every pool's scaling goes by. A spike is seen after about `report_interval_s`, in full after `window_s`."""
 
     report_interval_s: Annotated[float, Field(ge=0.1)] = 1.0  # between two reports of a replica
@@ -196,7 +220,7 @@ class AutoscalingConfig(_Strict):
         return self
 
 
-class AppConfig(_Strict):
+class AppConfig(Strict):
     """Everything specserve needs to know."""
 
     target: TargetConfig
@@ -208,10 +232,27 @@ class AppConfig(_Strict):
     rule: Literal[RULES] = "coupled"  # type: ignore[valid-type]  # of requests that name none
 
     @property
-    def parts(self) -> list[TargetConfig | NgramConfig | ArConfig | InfillConfig | RouterConfig]:
+    def parts(self) -> list[TargetConfig | DrafterConfig | InfillConfig | RouterConfig]:
         """Every pool of replicas."""
         infill = [] if self.infill is None else [self.infill]
-        return [self.target, *self.drafters.values(), *infill, self.router]
+        return [self.target, *self.pools.values(), *infill, self.router]
+
+    @property
+    def pools(self) -> dict[str, DrafterConfig]:
+        """Drafters that have replicas of their own."""
+        return {name: d for name, d in self.drafters.items() if not inside(d)}
+
+    @property
+    def inside(self) -> tuple[str, HeadsConfig] | None:
+        """The heads in the verifiers' processes, and their name."""
+        return next(((name, d) for name, d in self.drafters.items() if isinstance(d, HeadsConfig) and inside(d)), None)
+
+    @model_validator(mode="after")
+    def _one_inside(self) -> AppConfig:
+        names = [name for name, drafter in self.drafters.items() if inside(drafter)]
+        if len(names) > 1:
+            raise ValueError(f"drafters must have at most one with where: verifier; got {', '.join(names)}")
+        return self
 
     @model_validator(mode="after")
     def _names_apart(self) -> AppConfig:
@@ -225,11 +266,16 @@ class AppConfig(_Strict):
     def _drafts_fit(self) -> AppConfig:
         most = self.target.max_draft_nodes
         for name, drafter in self.drafters.items():
-            nodes = drafter.max_draft_nodes if isinstance(drafter, ArConfig) and drafter.branches > 1 else 0
+            nodes = 0 if isinstance(drafter, NgramConfig) or drafter.branches == 1 else drafter.max_draft_nodes
             if max(nodes, drafter.max_draft_tokens) > most:
                 given = max(nodes, drafter.max_draft_tokens)
                 raise ValueError(f"drafters.{name} must draft at most target.max_draft_nodes {most}; got {given}")
         return self
+
+
+def inside(drafter: DrafterConfig) -> bool:
+    """Whether the verifiers themselves draft so."""
+    return isinstance(drafter, HeadsConfig) and drafter.where == "verifier"
 
 
 def parse(args: Mapping[str, Any]) -> AppConfig:
@@ -242,6 +288,18 @@ def parse(args: Mapping[str, Any]) -> AppConfig:
         return AppConfig.model_validate(args)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(dict(e)) for e in error.errors())) from error
+
+
+def table_file(table: str) -> Path:
+    """The file of a configured table. Raises ConfigError when there is none."""
+    if table.startswith("zoo:"):
+        from specserve import zoo
+
+        return zoo.table(table.removeprefix("zoo:"))
+    path = Path(table).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"table must be a file of `specserve train ngram`, or zoo:NAME; got {table!r}")
+    return path
 
 
 def model_dir(model: str) -> Path:

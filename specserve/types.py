@@ -26,6 +26,9 @@ RULES = (
 LAW_RULES = frozenset(RULES) - {"coupled", "trie"}
 """Those that judge a sampled draft by the law it was drawn from: they take one drafter, and it must send that law."""
 
+NGRAM_STRATEGIES = ("context", "suffix", "bigram", "recycled", "unigram")
+"""What a drafter without a model can draft from; see specserve.draft.ngram.rows."""
+
 
 class SpeculationMode(enum.Enum):
     """AUTO speculates where it pays, ON in every round, OFF never."""
@@ -307,6 +310,19 @@ class TokenLogprobs:
     top: tuple[tuple[int, float, float], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Hidden states of the target, for drafters that read them.
+
+    Row i belongs to the committed token at position `first + i`; `data` is bfloat16, little-endian, [rows, layers,
+    width]. Layer -1 is what the unembedding reads.
+    """
+
+    first: int
+    layers: TokenIds
+    data: bytes
+
+
 # What a worker is told. `base_len` is how many committed tokens the worker should already hold;
 # `tokens` are the committed tokens that follow. base_len 0 opens the session anew and carries `spec`.
 
@@ -322,17 +338,22 @@ class SessionSpec:
     branches: int = 0  # as in Speculation; 0 is the drafter's own choice
     max_draft_nodes: int = 0
     constraint: Constraint | None = None
+    features: TokenIds = ()  # layers whose hidden states go with every verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Score the draft after the committed tokens and give a verdict. Prefill is a Verify without a draft."""
+    """Score the draft after the committed tokens and give a verdict. Prefill is a Verify without a draft.
+
+    next_tokens: deepest draft for the round after it that the verdict is to carry, where the verifier can draft.
+    """
 
     session: int
     base_len: int
     tokens: TokenIds
     draft: Draft = Draft()
     spec: SessionSpec | None = None
+    next_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +372,7 @@ class Propose:
     max_nodes: most nodes of the draft; 0 is the drafter's own choice.
     price: expected tokens that a node must bring to be worth its verification; 0: nodes are free.
     context: with base_len 0, for drafters that copy.
+    features: for drafters that read them, of the token before the last committed one.
     """
 
     session: int
@@ -361,6 +383,7 @@ class Propose:
     max_nodes: int = 0
     price: float = 0.0
     context: DraftContext | None = None
+    features: Features | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +411,11 @@ Command = Verify | Propose | Fill | Close
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Accepted path (node indices, root to leaf) and one more token of the target's own."""
+    """Accepted path (node indices, root to leaf) and one more token of the target's own.
+
+    draft: where asked for, the verifier's own for the next round; it hangs on `token`.
+    features: where asked for, of the last token that `token` was drawn after.
+    """
 
     session: int
     at: int
@@ -398,6 +425,9 @@ class Verdict:
     forward_s: float = 0.0  # seconds in the target's forward pass of this batch
     batch: int = 1  # sessions verified in that pass
     positions: int = 1  # tokens of all sessions in that pass
+    draft: Draft = Draft()
+    draft_s: float = 0.0  # seconds of making the drafts of this batch
+    features: Features | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +438,7 @@ class Proposal:
     at: int
     draft: Draft
     compute_s: float = 0.0  # seconds the drafter worked on this batch
+    measured: Mapping[str, float] = field(default_factory=dict)  # now and then: of the replica, units in the names
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class ServerArm:
     max_draft_tokens: int | None = None
 
 
-async def stream(client: AsyncClient, prompt: str, arm: ServerArm, load: Workload) -> Sample:
+async def stream(client: AsyncClient, prompt: str, arm: ServerArm, load: Workload, tenant: str = "") -> Sample:
     """One generation, timed at the client."""
     made = request(
         prompt,
@@ -43,6 +43,7 @@ async def stream(client: AsyncClient, prompt: str, arm: ServerArm, load: Workloa
         temperature=load.temperature,
         seed=load.seed,
         ignore_eos=load.ignore_eos,
+        tenant=tenant,
     )
     ids: list[int] = []
     arrivals: list[float] = []
@@ -62,7 +63,10 @@ async def stream(client: AsyncClient, prompt: str, arm: ServerArm, load: Workloa
 async def run_turn(
     address: str, arm: Arm, way: ServerArm, prompts: Sequence[str], load: Workload, clients: int
 ) -> None:
-    """One turn of an arm: `clients` share `prompts` between them. Adds to the arm's samples, in prompt order."""
+    """One turn of an arm: `clients` share `prompts` between them. Adds to the arm's samples, in prompt order.
+
+    An arm has a tenant of its own: it must not copy from what another one was answered.
+    """
     waiting = list(enumerate(prompts))[::-1]
     done: dict[int, Sample] = {}
     async with AsyncClient(address) as client:
@@ -70,7 +74,7 @@ async def run_turn(
         async def work() -> None:
             while waiting:
                 index, prompt = waiting.pop()
-                done[index] = await stream(client, prompt, way, load)
+                done[index] = await stream(client, prompt, way, load, f"{arm.name}, {clients} clients")
 
         start = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(clients)))

@@ -87,10 +87,11 @@ def markdown(results: dict[str, Any]) -> str:
     )
 
 
-def _router(port: SleeperPort, sessions: int) -> Router:
+def router(port: SleeperPort, sessions: int, depth: int = 6) -> Router:
+    """The real router on sleeping workers, its drafts at most so deep."""
     facts = ModelFacts("sleeper", 4096, 1 << 20, ())
     tokenizer = Tokenizer.from_file(str(model_dir("zoo:target") / "tokenizer.json"))
-    pools = (DrafterPool("drafter", "drafter", 6),)
+    pools = (DrafterPool("drafter", "drafter", max(1, depth)),)
     return Router(port, facts, tokenizer, Settings(drafters=pools, max_sessions=sessions, request_timeout_s=None))
 
 
@@ -100,12 +101,12 @@ def _request(max_tokens: int) -> GenerationRequest:
 
 
 async def _rounds(port: SleeperPort, sessions: int, seconds: float) -> dict[str, float]:
-    router = _router(port, sessions)
+    mine = router(port, sessions)
     first = asyncio.Barrier(sessions + 1)
 
     async def read() -> None:
         waits = True
-        async with aclosing(router.generate(_request(1 << 19))) as events:
+        async with aclosing(mine.generate(_request(1 << 19))) as events:
             async for event in events:
                 if waits and isinstance(event, Chunk):
                     waits = False
@@ -113,7 +114,7 @@ async def _rounds(port: SleeperPort, sessions: int, seconds: float) -> dict[str,
 
     clients = [asyncio.ensure_future(read()) for _ in range(sessions)]
     await first.wait()
-    stats = router.stats
+    stats = mine.stats
     await asyncio.sleep(min(1.0, seconds))  # the policy has settled
     rounds, emitted, cpu_s, began = stats.rounds, stats.emitted, time.process_time(), time.perf_counter()
     await asyncio.sleep(seconds)
@@ -123,7 +124,7 @@ async def _rounds(port: SleeperPort, sessions: int, seconds: float) -> dict[str,
     for client in clients:
         client.cancel()
     await asyncio.wait(clients)
-    await router.close()
+    await mine.close()
     return {
         "rounds_per_s": rounds / took,
         "tokens_per_s": emitted / took,
@@ -133,35 +134,35 @@ async def _rounds(port: SleeperPort, sessions: int, seconds: float) -> dict[str,
 
 
 async def _openings(port: SleeperPort, count: int) -> float:
-    router = _router(port, 64)
+    mine = router(port, 64)
     left = iter(range(count))
 
     async def client() -> None:
         for _ in left:
-            async with aclosing(router.generate(_request(1))) as events:
+            async with aclosing(mine.generate(_request(1))) as events:
                 async for _ in events:
                     pass
 
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(64)))
     rate = count / (time.perf_counter() - began)
-    await router.close()
+    await mine.close()
     return rate
 
 
 async def _memory(port: SleeperPort, count: int) -> float:
     """Kilobytes that a session holds while it waits for a verdict: what `count` more of them take, shared."""
-    router = _router(port, 2 * count)
+    mine = router(port, 2 * count)
     clients: list[asyncio.Task[None]] = []
 
     async def read() -> None:
-        async with aclosing(router.generate(_request(64))) as events:
+        async with aclosing(mine.generate(_request(64))) as events:
             async for _ in events:
                 pass
 
     async def open_to(sessions: int) -> float:
         clients.extend(asyncio.create_task(read()) for _ in range(sessions - len(clients)))
-        while router.stats.sessions < sessions:
+        while mine.stats.sessions < sessions:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.5)  # all that goes out has gone out
         return _resident_kb()
@@ -171,7 +172,7 @@ async def _memory(port: SleeperPort, count: int) -> float:
     for client in clients:
         client.cancel()
     await asyncio.wait(clients)
-    await router.close()
+    await mine.close()
     return held / count
 
 

@@ -120,10 +120,10 @@ class Pair:
             for id, p in live.items()
         }
         try:
-            _ask(self._drafter, [Propose(id, 0, p.job.tokens, 0, specs[id]) for id, p in live.items()])
+            ask(self._drafter, [Propose(id, 0, p.job.tokens, 0, specs[id]) for id, p in live.items()])
             told = {id: len(p.tokens) for id, p in live.items()}
             first = [Verify(id, 0, p.job.tokens, Draft(), specs[id]) for id, p in live.items()]
-            for verdict in _verdicts(_ask(self._verifier, first)):
+            for verdict in verdicts_of(ask(self._verifier, first)):
                 live[verdict.session].tokens.append(verdict.token)
             live = {id: p for id, p in live.items() if p.tokens[-1] not in self.facts.eos_token_ids}
             while live:
@@ -138,12 +138,12 @@ class Pair:
     def _round(self, way: Way, live: dict[int, Played], told: dict[int, int], cost: Cost) -> None:
         wishes = [Propose(id, told[id], tuple(p.tokens[told[id] :]), way.depth) for id, p in live.items()]
         start = time.perf_counter()
-        replies = _ask(self._drafter, wishes)
+        replies = ask(self._drafter, wishes)
         drafted = time.perf_counter()
         drafts = {reply.session: reply.draft for reply in replies if isinstance(reply, Proposal)}
         asked = [Verify(id, len(p.tokens), (), drafts[id]) for id, p in live.items()]
         again = time.perf_counter()
-        verdicts = _verdicts(_ask(self._verifier, asked))
+        verdicts = verdicts_of(ask(self._verifier, asked))
         cost.verify_s += time.perf_counter() - again
         cost.draft_s += drafted - start
         cost.forward_s += sum(verdict.forward_s / verdict.batch for verdict in verdicts)
@@ -171,7 +171,7 @@ class Pair:
         return written >= max_tokens or played.tokens[-1] in self.facts.eos_token_ids
 
 
-def _ask(backend: Backend, commands: Sequence[Propose | Verify]) -> list[Reply]:
+def ask(backend: Backend, commands: Sequence[Propose | Verify]) -> list[Reply]:
     """The reply to every command."""
     replies = [reply for command in commands for reply in backend.submit(command)]
     while len(replies) < len(commands):
@@ -179,7 +179,7 @@ def _ask(backend: Backend, commands: Sequence[Propose | Verify]) -> list[Reply]:
     return replies
 
 
-def _verdicts(replies: Sequence[Reply]) -> list[Verdict]:
+def verdicts_of(replies: Sequence[Reply]) -> list[Verdict]:
     """Verdicts, all of them. Raises EngineError when the target failed."""
     for reply in replies:
         if not isinstance(reply, Verdict):

@@ -6,7 +6,7 @@ import importlib
 
 import click
 
-_COMMANDS = ("bench", "demo", "generate", "info", "train", "up")
+_COMMANDS = ("bench", "demo", "generate", "info", "plan", "train", "up")
 
 
 class _Lazy(click.Group):

@@ -251,6 +251,43 @@ def router(
 
 
 @command.command()
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@click.option("--drafter", default="ar", show_default=True, help="Of CONFIG, the pool that drafts in the second arm.")
+@click.option("--depth", default=4, show_default=True, help="Tokens of its drafts.")
+@click.option("--inflate", type=float, help="Make CONFIG's target cost like one of this many million parameters.")
+@click.option("--seconds", default=10.0, show_default=True, help="Measured for each case.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write all figures to this file.")
+def simulation(
+    config: Path | None, drafter: str, depth: int, inflate: float | None, seconds: float, out: Path | None
+) -> None:
+    """Compare `specserve plan`'s simulation with the real router on workers that sleep, and with CONFIG if given."""
+    from rich.console import Console
+
+    from specserve.bench import serve as bench
+    from specserve.bench import simulation as check
+    from specserve.bench.watch import Window
+    from specserve.cli.demo import PROMPTS
+
+    err = Console(stderr=True)
+
+    def report(line: str) -> None:
+        err.print(f"[dim]{line}[/dim]")
+
+    window = Window(seconds)
+    results = {"sleeping": check.sleeping(window, report=report)}
+    if config is not None:
+        with ExitStack() as stack:
+            deployed = bench.read(config)
+            if inflate is not None:
+                deployed = bench.inflated(deployed, inflate, stack)
+            window = Window(2 * seconds, warm_s=3.0, max_tokens=48)  # a pass takes longer than sleepers' do
+            results["served"] = check.served(deployed, PROMPTS, window, drafter=drafter, depth=depth, report=report)
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo("\n".join(f"{name}:\n\n{check.markdown(figures)}" for name, figures in results.items()))
+
+
+@command.command()
 @click.option("--model", default="zoo:infill", show_default=True, help="An XLNet directory, or zoo:infill.")
 @click.option(
     "--problems",
@@ -311,6 +348,169 @@ def infill(
         "hidden": hidden,
         "temperature": temperature,
         "threads": threads,
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+    }
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo(bench.markdown(results))
+
+
+@command.command()
+@click.option("--target", default="zoo:target", show_default=True, help="A Hugging Face directory, or zoo:NAME.")
+@click.option(
+    "--table", default="zoo:ngram", show_default=True, help="File of `specserve train ngram`; empty for none."
+)
+@click.option(
+    "--prompts",
+    "prompt_files",
+    type=click.Path(path_type=Path),
+    required=True,
+    multiple=True,
+    help="JSON lines, may be .gz; repeatable.",
+)
+@click.option("--limit", type=int, help="Use the first N prompts of each file only.")
+@click.option("--max-tokens", default=96, show_default=True, help="Tokens of every text.")
+@click.option("--temperature", default=0.0, show_default=True)
+@click.option("--sweep", is_flag=True, help="Run the (k, w) grid, and draw it.")
+@click.option("--edits", is_flag=True, help="Also repeat the prompts with small changes, as a scripted target.")
+@click.option("--wall", is_flag=True, help="Verify by the target itself, on the wall clock, too.")
+@click.option(
+    "--inflate", default=138.0, show_default=True, help="Million parameters of the timed target; 0: as it is."
+)
+@click.option("--dtype", default="bfloat16", show_default=True, help="Of the timed target.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--png", type=click.Path(path_type=Path), default="ngram.png", show_default=True, help="The heat map.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write all figures to this file.")
+def ngram(
+    target: str,
+    table: str,
+    prompt_files: tuple[Path, ...],
+    limit: int | None,
+    max_tokens: int,
+    temperature: float,
+    sweep: bool,
+    edits: bool,
+    wall: bool,
+    inflate: float,
+    dtype: str,
+    device: str,
+    png: Path,
+    out: Path | None,
+) -> None:
+    """Draft without a model: every strategy alone, the mix, the (k, w) grid, and what drafting costs.
+
+    Texts are written once by the target; drafters are then played on them, and time is what a measured curve says that
+    verification costs. With --wall the target verifies for real.
+    """
+    from rich.console import Console
+
+    from specserve.bench import ngram as bench
+    from specserve.bench import ngram_report, prompts
+    from specserve.config import model_dir, table_file
+    from specserve.draft.ngram.table import load_table
+    from specserve.fingerprint import fingerprint
+
+    err = Console(stderr=True)
+    path = model_dir(target)
+    results = bench.run(
+        path,
+        load_table(table_file(table), fingerprint(path)) if table else None,
+        {file.name.partition(".")[0]: prompts.load(file, limit) for file in prompt_files},
+        bench.Plan(max_tokens, temperature, inflate, wall, sweep, edits, dtype, device),
+        report=lambda line: err.print(f"[dim]{line}[/dim]"),
+    )
+    results["conditions"] = {
+        "target": target,
+        "inflated_to_million_parameters": inflate,
+        "prompts": [file.name for file in prompt_files],
+        "limit": limit,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "dtype": f"{dtype} on {device}",
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+    }
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    if sweep:
+        ngram_report.heat_map(results, png)
+    click.echo(ngram_report.markdown(results))
+
+
+@command.command()
+@click.option("--target", default="zoo:target", show_default=True, help="A Hugging Face directory, or zoo:NAME.")
+@click.option("--heads", "folders", required=True, multiple=True, help="Heads of that target, or zoo:NAME; repeatable.")
+@click.option(
+    "--prompts",
+    "prompt_files",
+    type=click.Path(path_type=Path),
+    required=True,
+    multiple=True,
+    help="JSON lines, may be .gz; repeatable.",
+)
+@click.option("--limit", type=int, help="Use the first N prompts of each file only.")
+@click.option("--max-tokens", default=64, show_default=True, help="Most tokens per prompt.")
+@click.option("--temperature", "temperatures", multiple=True, type=float, default=(0.0, 1.0), show_default=True)
+@click.option("--batch", default=1, show_default=True, help="Sessions at once.")
+@click.option("--nodes", default=16, show_default=True, help="Nodes of the trees.")
+@click.option("--inflate", type=float, help="Make the target cost like one of this many million parameters.")
+@click.option("--threads", default=2, show_default=True, help="torch threads.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", default="bfloat16", show_default=True)
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write all figures to this file.")
+def heads(
+    target: str,
+    folders: tuple[str, ...],
+    prompt_files: tuple[Path, ...],
+    limit: int | None,
+    max_tokens: int,
+    temperatures: tuple[float, ...],
+    batch: int,
+    nodes: int,
+    inflate: float | None,
+    threads: int,
+    device: str,
+    dtype: str,
+    out: Path | None,
+) -> None:
+    """Compare heads of several ranks, used for 2, 4 and 8 tokens, with decoding without, in this process."""
+    import tempfile
+
+    from rich.console import Console
+
+    from specserve.bench import heads as bench
+    from specserve.bench import prompts
+    from specserve.config import model_dir
+    from specserve.zoo.inflate import inflate as grow
+
+    err = Console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix="specserve-inflated-") as folder:
+        directory = model_dir(target)
+        if inflate is not None:
+            grow(directory, Path(folder) / "target", int(inflate * 1e6))
+            directory = Path(folder) / "target"
+        results = bench.run(
+            directory,
+            [model_dir(name) for name in folders],
+            [prompts.load(path, limit) for path in prompt_files],
+            max_tokens=max_tokens,
+            temperatures=temperatures,
+            batch=batch,
+            nodes=nodes,
+            threads=threads,
+            device=device,
+            dtype=dtype,
+            report=lambda line: err.print(f"[dim]{line}[/dim]"),
+        )
+    results["conditions"] = {
+        "target": target,
+        "heads": [name if name.startswith("zoo:") else Path(name).name for name in folders],
+        "prompts": [path.name for path in prompt_files],
+        "limit": limit,
+        "max_tokens": max_tokens,
+        "batch": batch,
+        "inflated_to_million_parameters": inflate,
+        "threads": threads,
+        "dtype": dtype,
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
     }
     if out is not None:

@@ -81,7 +81,7 @@ def _stream(address: str, prompt: str, max_tokens: int, began: float, out: Any) 
     out.print("[dim]the prompt dim, the target's own tokens plain, accepted tokens in their drafter's colour:[/dim]\n")
     out.print(f"[dim]{prompt}[/dim]", end="", markup=True)
     with Client(address) as client:
-        for event in client.stream(prompt, max_tokens=max_tokens, mode="on"):
+        for event in client.stream(prompt, max_tokens=max_tokens, mode="on", private=True):
             if isinstance(event, Chunk) and not first:
                 first = time.perf_counter() - began
             painter.show(event)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -25,6 +25,11 @@ from specserve.cli.show import Painter
 )
 @click.option("--speculation", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option("--max-draft-tokens", type=int, help="Deepest draft, in tokens.")
+@click.option(
+    "--reference", type=click.File(), help="File with text that the output may repeat; the target never sees it."
+)
+@click.option("--tenant", default="", help="Draft from this tenant's past outputs.")
+@click.option("--private", is_flag=True, help="Keep nothing of this request after it ends.")
 @click.option("--json-schema", help="The output is JSON that satisfies this schema.")
 @click.option("--regex", help="The output matches this regular expression.")
 @click.option("--choice", multiple=True, help="The output is one of these; repeatable.")
@@ -43,6 +48,9 @@ def command(
     drafters: tuple[str, ...],
     speculation: str,
     max_draft_tokens: int | None,
+    reference: TextIO | None,
+    tenant: str,
+    private: bool,
     json_schema: str | None,
     regex: str | None,
     choice: tuple[str, ...],
@@ -64,6 +72,9 @@ def command(
         mode=speculation,
         drafters=drafters,
         max_draft_tokens=max_draft_tokens,
+        reference="" if reference is None else reference.read(),
+        tenant=tenant,
+        private=private,
         rule=rule,
         json_schema=json_schema,
         regex=regex,

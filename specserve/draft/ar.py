@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from specserve.draft import chains
-from specserve.draft.plan import Plan
+from specserve.draft.plan import Plan, deterministic, looks
 from specserve.draft.siblings import draw_siblings
 from specserve.draft.temper import Temper
 from specserve.draft.tree import Tree, grow
@@ -205,7 +205,7 @@ class ArDrafter:
             stop = len(seat.tokens)
             if seat.want:
                 plan = self._plan(session)
-                kinds.setdefault(kind := _kind(plan), []).append(plan)
+                kinds.setdefault(kind := plan.kind, []).append(plan)
                 # The last committed token is the first step of a chain: mostly it is all that is pending, and then
                 # one gather serves the whole proposal. A tree takes in all that is pending with its first look.
                 stop = stop - 1 if kind in ("chain", "drawn chain") else held
@@ -225,9 +225,7 @@ class ArDrafter:
 
     def _plan(self, session: int) -> Plan:
         seat = self._seats[session]
-        spec, depth = seat.spec, seat.want or 0
-        if spec.rule == "trie":  # the target's noise is not shared there: the likeliest token is the best guess
-            spec = replace(spec, sampling=replace(spec.sampling, temperature=0.0))
+        spec, depth = deterministic(seat.spec), seat.want or 0
         nodes = min(spec.max_draft_nodes or self._nodes, self.engine.max_nodes)
         branches = min(spec.branches or self._branches, nodes)
         return Plan(session, spec, seat.tokens, min(depth, nodes), branches, nodes)
@@ -241,15 +239,16 @@ class ArDrafter:
                 self._note(plan.session, plan.tokens[-1:])
                 self._seats[plan.session].cached += run.tokens[:-1]  # the last drafted token was not fed
             return [run.draft(self._name) for run in runs]
+        look = looks(self.engine, self._vocab)
         if kind == "tree":
-            trees = grow(self.engine, self._vocab, plans, self._temper, self._floor)
+            trees = grow(look, plans, self._temper, self._floor)
             for plan, tree in zip(plans, trees, strict=True):
                 self._seats[plan.session].tree = len(plan.tokens), tree
             drafts = [tree.draft(self._name) for tree in trees]
         elif kind == "siblings":
-            drafts = draw_siblings(self.engine, self._vocab, plans, self._name)
+            drafts = draw_siblings(look, plans, self._name)
         else:
-            drafts = chains.many_chains(self.engine, self._vocab, plans, self._name, self._floor)
+            drafts = chains.many_chains(look, plans, self._name, self._floor)
         for plan in plans:
             self._note(plan.session, plan.tokens[len(self._seats[plan.session].cached) :])
         return drafts
@@ -259,7 +258,7 @@ class ArDrafter:
         if not self._seats[session].want:
             return 0
         plan = self._plan(session)
-        return 0 if _kind(plan) in ("chain", "drawn chain") else plan.nodes
+        return 0 if plan.kind in ("chain", "drawn chain") else plan.nodes
 
     def _note(self, session: int, tokens: Sequence[int]) -> None:
         """The engine holds these committed tokens now."""
@@ -272,15 +271,3 @@ class ArDrafter:
         self._seats.pop(session, None)
         self._waiting.pop(session, None)
         self.engine.close(session)
-
-
-def _kind(plan: Plan) -> str:
-    """What draft the plan's rule needs."""
-    rule = plan.spec.rule
-    if rule == "trie" or (rule == "coupled" and plan.branches == 1):
-        return "chain"
-    if rule == "coupled":
-        return "tree"
-    if rule in ("rejection", "block") or plan.branches == 1 or plan.spec.sampling.temperature == 0:
-        return "drawn chain"
-    return "siblings" if rule.endswith("-wor") else "chains"

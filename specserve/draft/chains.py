@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from specserve.draft.plan import Plan, look
+from specserve.draft.plan import Look, Plan
 from specserve.engine.engine import Engine
 from specserve.types import Draft, SparseLaw
 from specserve.verify import Prefix, draw_sparse, merge_chains, sample
@@ -96,7 +96,7 @@ def one_chain(engine: Engine, vocab: int, plans: Sequence[Plan], pick: Pick, flo
     return runs
 
 
-def many_chains(engine: Engine, vocab: int, plans: Sequence[Plan], name: str, floor: float) -> list[Draft]:
+def many_chains(look: Look, plans: Sequence[Plan], name: str, floor: float) -> list[Draft]:
     """K chains per session, drawn i.i.d. with replacement level by level, merged where they agree.
 
     A session's next level is drawn while it would fit even if no two of its tokens agreed: whether they do is not
@@ -118,7 +118,7 @@ def many_chains(engine: Engine, vocab: int, plans: Sequence[Plan], name: str, fl
         wanted = {i: sorted({nodes[pair] for pair in going if pair[0] == i}) for i in live}
         row = {pair: at for at, pair in enumerate((i, node) for i in live for node in wanted[i])}
         some = [plans[i] for i in live]
-        logits = look(engine, vocab, some, [drafts[i] for i in live], list(wanted.values()))
+        logits = look(some, [drafts[i] for i in live], list(wanted.values()))
         tokens, laws = draw_sparse(
             logits[[row[i, nodes[i, k]] for i, k in going]],
             [plans[i].spec for i, _ in going],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,6 +37,38 @@ class Plan:
         """What stands before the position after these drafted tokens."""
         return Prefix(self.tokens, path)
 
+    @property
+    def kind(self) -> str:
+        """What draft the session's rule needs: chain, drawn chain, tree, chains or siblings."""
+        rule = self.spec.rule
+        if rule == "trie" or (rule == "coupled" and self.branches == 1):
+            return "chain"
+        if rule == "coupled":
+            return "tree"
+        if rule in ("rejection", "block") or self.branches == 1 or self.spec.sampling.temperature == 0:
+            return "drawn chain"
+        return "siblings" if rule.endswith("-wor") else "chains"
+
+
+Look = Callable[[Sequence[Plan], Sequence[Draft], Sequence[Sequence[int]]], Tensor]
+"""A drafter's laws after some nodes of each session's tree, those of all sessions equally deep.
+
+Arguments: plans, trees, and per session the nodes wanted; -1 is the last committed token. Returns logits
+[Σ len(nodes), V], session by session.
+"""
+
+
+def deterministic(spec: SessionSpec) -> SessionSpec:
+    """What to draft by. `trie` shares no noise with its drafters: the likeliest token is the best guess there."""
+    if spec.rule != "trie":
+        return spec
+    return replace(spec, sampling=replace(spec.sampling, temperature=0.0))
+
+
+def looks(engine: Engine, vocab: int) -> Look:
+    """Of a small model of its own."""
+    return partial(look, engine, vocab)
+
 
 def look(
     engine: Engine, vocab: int, plans: Sequence[Plan], trees: Sequence[Draft], nodes: Sequence[Sequence[int]]
@@ -45,10 +78,7 @@ def look(
     Whole trees are fed anew at every level: for a small model a pass costs much more than its tokens. Afterwards the
     engine holds the committed tokens, and nothing of the trees.
 
-    Args:
-        nodes: per session, those wanted; -1 is the last committed token.
-    Returns:
-        [Σ len(nodes), vocab], session by session.
+    See `Look`; `vocab` columns.
     """
     rows, wanted, first = [], [], 0
     for plan, tree, some in zip(plans, trees, nodes, strict=True):

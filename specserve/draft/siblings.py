@@ -6,8 +6,7 @@ import functools
 import heapq
 from collections.abc import Sequence
 
-from specserve.draft.plan import Plan, look
-from specserve.engine.engine import Engine
+from specserve.draft.plan import Look, Plan
 from specserve.types import Draft, SparseLaw
 from specserve.verify import draw_sparse
 
@@ -37,7 +36,7 @@ def shape(branches: int, depth: int, nodes: int) -> tuple[tuple[int, int], ...]:
     return tuple(best)
 
 
-def draw_siblings(engine: Engine, vocab: int, plans: Sequence[Plan], name: str) -> list[Draft]:
+def draw_siblings(look: Look, plans: Sequence[Plan], name: str) -> list[Draft]:
     """A tree per session, each node's children drawn without replacement. Laws that are short leave places empty."""
     shapes = [shape(plan.branches, plan.depth, plan.nodes) for plan in plans]
     drafts = [Draft(laws=()) for _ in plans]
@@ -49,7 +48,7 @@ def draw_siblings(engine: Engine, vocab: int, plans: Sequence[Plan], name: str) 
         if not live:
             break
         wanted = [[at[i][parent] for parent in parents[i]] for i in live]
-        logits = look(engine, vocab, [plans[i] for i in live], [drafts[i] for i in live], wanted)
+        logits = look([plans[i] for i in live], [drafts[i] for i in live], wanted)
         asked = [(i, parent) for i in live for parent in parents[i]]
         paths = [tuple(drafts[i].tokens[node] for node in drafts[i].path(at[i][parent])) for i, parent in asked]
         tokens, laws = draw_sparse(

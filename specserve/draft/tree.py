@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from specserve.draft.plan import Plan, look
+from specserve.draft.plan import Look, Plan
 from specserve.draft.temper import Scores, Temper
-from specserve.engine.engine import Engine
 from specserve.types import Draft
 from specserve.verify.sample import scores
 
@@ -67,7 +66,7 @@ def _above(leaves: Sequence[Node]) -> list[Node]:
     return [node for level in reversed(levels) for node in level if node.parent is not None]
 
 
-def grow(engine: Engine, vocab: int, plans: Sequence[Plan], temper: Temper, floor: float) -> list[Tree]:
+def grow(look: Look, plans: Sequence[Plan], temper: Temper, floor: float) -> list[Tree]:
     """One tree per session, at most `branches` children a node, each the best of log q + g.
 
     Level by level: of all nodes met so far the best stay, and the law after each of the deepest is asked for. A value
@@ -85,7 +84,7 @@ def grow(engine: Engine, vocab: int, plans: Sequence[Plan], temper: Temper, floo
             break
         fed = [_above(leaves[i]) for i in live]
         last = [range(len(some) - len(leaves[i]), len(some)) for i, some in zip(live, fed, strict=True)]
-        logits = look(engine, vocab, [plans[i] for i in live], [_draft(some) for some in fed], last)
+        logits = look([plans[i] for i in live], [_draft(some) for some in fed], last)
         children = _children(logits, [(plans[i], node) for i in live for node in leaves[i]], temper)
         for i in live:
             met = [*trees[i].nodes, *(child for _ in leaves[i] for child in next(children))]

@@ -47,7 +47,7 @@ class Chain:
         i, self._done = self._done, self._done + 1
         with torch.inference_mode():
             masks = {window: mask[i] for window, mask in self._masks.items()}
-            logits = self._program(
+            logits, *_ = self._program(
                 tokens[:, None], self._positions[i], self._write[i], None, masks, self._keep, self._keys, self._values
             )
             return logits[:, 0]

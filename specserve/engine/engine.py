@@ -13,6 +13,7 @@ from torch import Tensor
 
 from specserve.engine.cache import Pools, ShapeProbe
 from specserve.engine.chain import Chain
+from specserve.engine.hidden import unembedding
 from specserve.engine.layout import Layout, Row, lay_out, pack
 from specserve.engine.load import facts_of, load_config, load_model, mask_plans, parse_device, parse_dtype
 from specserve.engine.program import Program
@@ -28,10 +29,12 @@ class Scores:
 
     `logits` is [N, V] in the model's dtype: for every row that asked, in order, the law after its last
     committed token and then the law after each node. `seconds` is the time in the model, device finished.
+    `hidden` [N, d] is what the unembedding read for each of these rows, where the engine keeps it.
     """
 
     logits: Tensor
     seconds: float
+    hidden: Tensor | None = None
 
 
 class Engine:
@@ -47,6 +50,7 @@ class Engine:
         max_nodes: the largest draft of one session, in nodes; each reservation includes it.
         trace: record the forward pass once and replay it, which drops its Python; exactness is checked
             against the plain pass at start, and the plain pass is used where they differ.
+        hidden: keep the last hidden states of each pass, for drafters that read them.
 
     Raises:
         ConfigError: the directory, architecture, device or dtype cannot be used; the message says why.
@@ -61,6 +65,7 @@ class Engine:
         slots: int = 8192,
         max_nodes: int = 64,
         trace: bool = True,
+        hidden: bool = False,
     ) -> None:
         if max_nodes < 1 or slots < 64 + max_nodes:
             raise ConfigError(
@@ -68,7 +73,7 @@ class Engine:
             )
         self.device = parse_device(device)
         config = load_config(model_dir)
-        self.max_nodes = max_nodes
+        self.max_nodes, self._hidden = max_nodes, hidden
         self._sessions: dict[int, Table] = {}
         self._slots = Slots(slots)
         with torch.inference_mode():
@@ -90,6 +95,10 @@ class Engine:
     def facts(self) -> ModelFacts:
         """Name, size of the output vocabulary, positions, end-of-sequence ids."""
         return self._facts
+
+    def unembedding(self) -> Tensor:
+        """The weight of the model's output embeddings, [V, d]. Raises ConfigError when it has none."""
+        return unembedding(self._model)
 
     @property
     def traced(self) -> bool:
@@ -220,20 +229,20 @@ class Engine:
             values = [pool[layout.run.start : layout.run.stop] for pool in values]
         masks = {w: self._program.mask(torch.from_numpy(m).to(self.device)) for w, m in layout.masks.items()}
         packing = None if layout.places is None else (split[-2], split[-1])
-        logits = self._program(tokens, positions, split[2], read, masks, split[3], keys, values, packing)
-        logits = logits.flatten(0, 1)
+        found = self._program(tokens, positions, split[2], read, masks, split[3], keys, values, packing)
+        rows = [part.flatten(0, 1) for part in found]
         if layout.pick is not None:
-            logits = logits.index_select(0, split[-1])
+            rows = [part.index_select(0, split[-1]) for part in rows]
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return Scores(logits, time.perf_counter() - start)
+        return Scores(rows[0], time.perf_counter() - start, *rows[1:])
 
     def _choose_program(self, trace: bool) -> Program:
         """The fastest way to run the model that agrees with the model by itself."""
         reason: Exception | None = None
         plans = mask_plans(self._model.config)
         for traced, plan in [(t, p) for t in ((True, False) if trace else (False,)) for p in plans]:
-            self._program = Program(self._model, self._pools, plan, trace=traced)
+            self._program = Program(self._model, self._pools, plan, trace=traced, hidden=self._hidden)
             if traced and not self._program.traced:
                 continue
             try:

@@ -7,6 +7,7 @@ twins serve every batch. `selfcheck` compares each with the eager pass at start.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ from torch.jit._fuser import optimized_execution
 
 from specserve.engine import attention
 from specserve.engine.cache import PoolCache, Pools
+from specserve.engine.hidden import reading
+
+Result = tuple[Tensor, ...]
 
 # Mixtures of experts loop over the experts that were hit: control flow that a trace would freeze.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
@@ -32,18 +36,21 @@ class Program:
         windows: per mask that the model takes, its name in the dict of masks and its window in tokens
             (0: none); a single mask has the name "".
         trace: whether to trace; never done for mixtures of experts.
+        hidden: whether passes return the last hidden states too.
     """
 
-    def __init__(self, model: Any, pools: Pools, windows: Sequence[tuple[str, int]], *, trace: bool) -> None:
+    def __init__(
+        self, model: Any, pools: Pools, windows: Sequence[tuple[str, int]], *, trace: bool, hidden: bool = False
+    ) -> None:
         self._pools = pools
         self._layers = len(pools.keys)
-        self._forward = _Forward(model, self._layers, [name for name, _ in windows])
+        self._forward = _Forward(model, self._layers, [name for name, _ in windows], hidden)
         self.windows = [window for _, window in windows]
         self._additive = model.config._attn_implementation == "eager"
         self._dtype = model.dtype
         self.packs: bool = model.config._attn_implementation == attention.NAME
         self.traced = trace and not _has_experts(model.config)
-        self._traces: dict[tuple[bool, bool, bool], Callable[..., Tensor]] = {}
+        self._traces: dict[tuple[bool, bool, bool], Callable[..., Result]] = {}
 
     def __call__(
         self,
@@ -56,7 +63,7 @@ class Program:
         keys: Sequence[Tensor] | None = None,
         values: Sequence[Tensor] | None = None,
         packing: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+    ) -> Result:
         """One pass. Without `keys` and `values` it works on the whole pool.
 
         Args:
@@ -66,7 +73,7 @@ class Program:
             keep: query positions whose logits are wanted, [n].
             packing: `spread` and `places` of a packed layout (see layout.pack); tokens are [1, N] then.
         Returns:
-            [B, n, V], in the model's dtype.
+            logits [B, n, V], in the model's dtype; and what the unembedding read, [B, n, d], where asked for.
         """
         keys = self._pools.keys if keys is None else keys
         values = self._pools.values if values is None else values
@@ -79,8 +86,8 @@ class Program:
         )
         gathers, packed = read is not None, packing is not None
         if not self.traced:
-            logits: Tensor = self._forward.bind(gathers, packed)(*inputs)
-            return logits
+            result: Result = self._forward.bind(gathers, packed)(*inputs)
+            return result
         kind = (tokens.shape[1] == 1, gathers, packed)
         trace = self._traces.get(kind)
         if trace is None:
@@ -99,9 +106,9 @@ class Program:
 class _Forward(nn.Module):
     """The model as a function of tensors alone."""
 
-    def __init__(self, model: Any, layers: int, masks: Sequence[str]) -> None:
+    def __init__(self, model: Any, layers: int, masks: Sequence[str], hidden: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._hidden = model, hidden
         self._layers, self._masks, self._gather, self._packed = layers, list(masks), True, False
         accepted = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in accepted
@@ -121,11 +128,13 @@ class _Forward(nn.Module):
         spread: Tensor,
         places: Tensor,
         *rest: Tensor,
-    ) -> Tensor:
+    ) -> Result:
         masks, pools = rest[: len(self._masks)], rest[len(self._masks) :]
         cache = PoolCache(pools[: self._layers], pools[self._layers :], write, read if self._gather else None)
         kwargs: dict[str, Any] = {"logits_to_keep": keep} if self._keeps else {}
-        with attention.packing((spread, places) if self._packed else None):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(attention.packing((spread, places) if self._packed else None))
+            seen = stack.enter_context(reading(self.model)) if self._hidden else []
             logits: Tensor = self.model(
                 input_ids=tokens,
                 position_ids=positions,
@@ -134,13 +143,18 @@ class _Forward(nn.Module):
                 use_cache=True,
                 **kwargs,
             ).logits
-        return logits if self._keeps else logits.index_select(1, keep)
+        if not self._keeps:
+            logits, seen = logits.index_select(1, keep), [states.index_select(1, keep) for states in seen]
+        return logits, *seen
 
 
-def _trace(forward: _Forward, inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+def _trace(forward: _Forward, inputs: tuple[Tensor, ...]) -> Callable[..., Result]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every shape that Python looks at; selfcheck decides
-        traced: Callable[..., Tensor] = torch.jit.trace(forward, inputs, check_trace=False)  # type: ignore[no-untyped-call]
+        # Of a function: of a module every layer would be compiled first, which takes half of the time.
+        traced: Callable[..., Result] = torch.jit.trace(  # type: ignore[no-untyped-call]
+            lambda *tensors: forward(*tensors), inputs, check_trace=False
+        )
     return traced
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from specserve.engine.engine import Engine
+from specserve.engine.ahead import Ahead, Asked, HiddenDrafter
+from specserve.engine.engine import Engine, Scores
 from specserve.engine.grammar import Grammar, Grammars, prunes
 from specserve.engine.layout import Row
 from specserve.engine.schedule import Turns, fit
@@ -37,7 +38,7 @@ class _Seat:
     """A session: all its committed tokens, and the draft that waits for its verdict.
 
     Of a constrained one: where its grammar stands, and for this round the nodes of the draft as sent that `draft` kept
-    and the tokens allowed after each.
+    and the tokens allowed after each. `ahead` is how deep the next round's draft may be that the verdict is to carry.
     """
 
     spec: SessionSpec
@@ -46,6 +47,7 @@ class _Seat:
     grammar: Grammar | None = None
     kept: TokenIds = ()
     masks: Tensor | None = None
+    ahead: int = 0
 
 
 class _Pass(NamedTuple):
@@ -71,6 +73,7 @@ class Verifier:
         queue_timeout_s: how long a session may wait for slots before it fails as Overloaded.
         clock: seconds, monotonic.
         grammars: for constrained sessions; None refuses them.
+        drafter: makes the drafts that verdicts are to carry; None leaves them out.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Verifier:
         queue_timeout_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         grammars: Grammars | None = None,
+        drafter: HiddenDrafter | None = None,
     ) -> None:
         self.engine, self._grammars = engine, grammars
         self._chunk, self._limit, self._round = prefill_chunk, max_batch_tokens, min(round_tokens, prefill_chunk)
@@ -91,6 +95,7 @@ class Verifier:
         self._queued: dict[int, float] = {}  # waiting for slots: deadline, in order of arrival
         self._waiting: dict[int, None] = {}  # has slots and waits for its verdict, in order of arrival
         self._turns = Turns()
+        self._ahead = Ahead(drafter, engine.facts().context_len)
         self._counts = {"tokens_seen": 0.0, "forwards": 0.0, "busy_s": 0.0, "grammar_s": 0.0}
 
     def submit(self, command: Command) -> Sequence[Reply]:
@@ -127,7 +132,7 @@ class Verifier:
     def stats(self) -> dict[str, float]:
         """The engine's gauges, sessions queued and waiting, tokens and passes run, seconds in the model."""
         own = {"queued": float(len(self._queued)), "waiting": float(len(self._waiting))}
-        return {**self.engine.stats(), **own, **self._counts}
+        return {**self.engine.stats(), **own, **self._counts, **self._ahead.counts}
 
     def check_integrity(self) -> None:
         """Assert that every session is where it should be, once, and the engine's own books."""
@@ -142,11 +147,12 @@ class Verifier:
         if command.base_len == 0 and command.spec is not None:
             self._forget(session)
             lookup_rule(command.spec.rule)
+            self._ahead.check(command.spec)
             seat = _Seat(command.spec, grammar=self._grammar(command.spec))
         elif seat is None or seat.draft is not None or len(seat.tokens) != command.base_len:
             return [SessionLost(session, 0 if seat is None else len(seat.tokens))]
         self._take(seat, command.tokens)
-        seat.draft = self._usable(session, seat, command.draft)
+        seat.draft, seat.ahead = self._usable(session, seat, command.draft), command.next_tokens
         if seat.grammar is not None:
             self._constrain(session, seat, seat.grammar, seat.draft)
         if session not in self._seats:
@@ -244,9 +250,9 @@ class Verifier:
         self._counts["forwards"] += 1
         self._counts["busy_s"] += scores.seconds
         cost = _Pass(scores.seconds, len(rows), sum(sizes[: len(rows)]))
-        return self._judge([row.session for row in rows if row.logits], scores.logits, cost)
+        return self._judge([row.session for row in rows if row.logits], scores, cost)
 
-    def _judge(self, ready: Sequence[int], logits: Tensor, cost: _Pass) -> list[Reply]:
+    def _judge(self, ready: Sequence[int], scores: Scores, cost: _Pass) -> list[Reply]:
         cases = []
         for session in ready:
             seat = self._seats[session]
@@ -254,7 +260,10 @@ class Verifier:
             cases.append(Case(seat.spec, seat.tokens, seat.draft, seat.masks))
             del self._waiting[session]
         replies: list[Reply] = []
-        for session, case, outcome in zip(ready, cases, _decide(logits, cases), strict=True):
+        given: list[Asked] = []
+        first = 0
+        for session, case, outcome in zip(ready, cases, _decide(scores.logits, cases), strict=True):
+            row, first = first, first + case.rows
             if isinstance(outcome, SpecserveError):
                 self._forget(session)
                 replies.append(_failed(session, outcome))
@@ -262,10 +271,16 @@ class Verifier:
                 self._forget(session)
                 replies.append(Failed(session, "EngineError", f"session {session}: {outcome.fault}"))
             else:
-                replies.append(self._commit(session, case, outcome, cost))
-        return replies
+                reply = self._commit(session, case, outcome, cost)
+                if isinstance(reply, Failed):
+                    replies.append(reply)
+                else:
+                    seat = self._seats[session]
+                    last = row + 1 + max(outcome.accepted, default=-1)
+                    given.append(Asked(reply, seat.spec, seat.tokens, seat.ahead, last))
+        return [*replies, *self._ahead.add(given, scores.hidden)]
 
-    def _commit(self, session: int, case: Case, outcome: Outcome, cost: _Pass) -> Reply:
+    def _commit(self, session: int, case: Case, outcome: Outcome, cost: _Pass) -> Verdict | Failed:
         seat, at, accepted = self._seats[session], len(case.tokens), outcome.accepted
         emitted = [*(case.draft.tokens[node] for node in accepted), outcome.token]
         if seat.grammar is not None:
@@ -287,6 +302,7 @@ class Verifier:
         self._seats.pop(session, None)
         self._queued.pop(session, None)
         self._waiting.pop(session, None)
+        self._ahead.forget(session)
         self.engine.close(session)
 
 

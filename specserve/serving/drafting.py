@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from specserve.errors import SpecserveError
 from specserve.serving.hub import Hold, Hub
 from specserve.serving.session import Session
 from specserve.serving.settings import DrafterPool, Settings
-from specserve.types import Draft, Failed, Proposal, Propose, Reply, SessionLost, SessionSpec
+from specserve.types import Draft, DraftContext, Failed, Proposal, Propose, Reply, SessionLost, SessionSpec
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +21,10 @@ class DraftLine:
     """At most one call is under way; a proposal for a position that has moved on is only good for its score.
 
     Args:
+        context: for a pool that copies.
         settled: called when the proposal that was asked for has come, or cannot come any more.
         drafted: called with (drafter, depth asked, nodes, seconds, whether it was late) for every proposal.
+        measured: called with (drafter, what its replica has measured of itself) now and then.
         died: called when the lease was lost.
     """
 
@@ -37,22 +39,25 @@ class DraftLine:
         *,
         request_id: str,
         vocab_size: int,
+        context: DraftContext | None = None,
         settled: Callable[[], None],
         drafted: Callable[[str, int, int, float, bool], None],
+        measured: Callable[[str, Mapping[str, float]], None],
         died: Callable[[str], None],
     ) -> None:
         self.name = pool.name
         self._pool, self._hub, self._settings = pool, hub, settings
         self._id, self._session, self._spec = id, session, spec
         self._request_id, self._vocab_size = request_id, vocab_size
-        self._settled, self._drafted, self._died = settled, drafted, died
+        self._settled, self._drafted, self._measured, self._died = settled, drafted, measured, died
+        self._context = context if pool.copies else None
         self._loop = asyncio.get_running_loop()
         self._clock = settings.clock
         self._hold: Hold | None = None
         self._backoff = settings.backoff_s
         self._held = 0  # committed tokens the drafter has been sent
         self._busy = False
-        self._asked_at, self._asked_s, self._depth, self._resent = 0, 0.0, 0, False
+        self._asked_at, self._asked_s, self._depth, self._price, self._resent = 0, 0.0, 0, 0.0, False
         self._awaited = self._wanted = False  # a reply is awaited; it is for this round's verification
         self._proposal: tuple[int, Draft] | None = None  # the latest, and the length it speaks about
         self._opening = self._loop.create_task(self._open(0.0), name=f"open {pool.pool}")
@@ -67,9 +72,9 @@ class DraftLine:
             return 0
         return min(self._pool.max_tokens, self._hold.grant.max_draft_tokens or self._pool.max_tokens)
 
-    def ask(self, depth: int, awaited: bool) -> None:
+    def ask(self, depth: int, awaited: bool, price: float = 0.0) -> None:
         """Send what is new, and ask for a draft. Only while `reach` is above 0. `settled` follows if awaited."""
-        self._depth, self._awaited, self._wanted, self._resent = depth, awaited, awaited, False
+        self._depth, self._price, self._awaited, self._wanted, self._resent = depth, price, awaited, awaited, False
         self._send()
 
     def stop_waiting(self) -> bool:
@@ -107,8 +112,14 @@ class DraftLine:
         self._busy = True
         self._asked_at, self._asked_s = len(tokens), self._clock()
         self._held = len(tokens)
-        spec = self._spec if held == 0 else None
-        self._hold.ask(Propose(self._id, held, tuple(tokens[held:]), self._depth, spec), self._answer)
+        spec, context = (self._spec, self._context) if held == 0 else (None, None)
+        nodes = self._settings.max_nodes if self._pool.copies else 0
+        verdict = self._session.last if self._pool.features else None
+        features = verdict.features if verdict is not None else None
+        self._hold.ask(
+            Propose(self._id, held, tuple(tokens[held:]), self._depth, spec, nodes, self._price, context, features),
+            self._answer,
+        )
 
     def _answer(self, reply: Reply) -> None:
         self._busy = False
@@ -125,6 +136,8 @@ class DraftLine:
             self._lose(f"{reply.kind}: {reply.message}" if isinstance(reply, Failed) else f"answered {reply!r}")
 
     def _propose(self, reply: Proposal) -> None:
+        if reply.measured:
+            self._measured(self.name, reply.measured)
         depth, self._depth = self._depth, 0
         if depth:
             self._backoff = self._settings.backoff_s

@@ -12,11 +12,12 @@ from specserve.serving.drafting import DraftLine
 from specserve.serving.hub import Hub
 from specserve.serving.mailbox import Mailbox
 from specserve.serving.policy import SessionPolicy
+from specserve.serving.selfdraft import SelfLine
 from specserve.serving.session import Emission, Session
 from specserve.serving.settings import DrafterPool, Settings
 from specserve.serving.stats import Stats
 from specserve.serving.verifying import VerifyLine
-from specserve.types import Chunk, Draft, Finished, Round, SessionSpec, Verdict, merge
+from specserve.types import Chunk, Draft, DraftContext, Finished, Round, SessionSpec, Verdict, merge
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class Generation:
     Args:
         drafters: pools that the request may draft with, the first credited first.
         max_depth: deepest draft the request allows.
+        context: what drafters that copy may know beyond the session's own tokens.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Generation:
         max_depth: int,
         *,
         vocab_size: int,
+        context: DraftContext | None = None,
         policy: SessionPolicy,
         hub: Hub,
         settings: Settings,
@@ -57,7 +60,20 @@ class Generation:
         self.outcome = "running"
         id = secrets.randbits(63)  # unique over all routers that share a worker
         self._verifier = VerifyLine(hub, settings, id, session, spec, request_id=request_id, stats=stats)
-        self._lines = [
+        self._inside = inside = [
+            SelfLine(
+                pool,
+                settings,
+                session,
+                max_depth,
+                vocab_size=vocab_size,
+                settled=self._draft_settled,
+                drafted=policy.drafted,
+            )
+            for pool in drafters
+            if pool.inside
+        ]
+        outside = [
             DraftLine(
                 pool,
                 hub,
@@ -67,12 +83,18 @@ class Generation:
                 spec,
                 request_id=request_id,
                 vocab_size=vocab_size,
+                context=context,
                 settled=self._draft_settled,
                 drafted=policy.drafted,
+                measured=stats.measured.__setitem__,
                 died=self._drafter_died,
             )
             for pool in drafters
+            if not pool.inside
         ]
+        lines: list[DraftLine | SelfLine] = [*outside, *inside]
+        order = [pool.name for pool in drafters]
+        self._lines = sorted(lines, key=lambda line: order.index(line.name))
         self.task = self._loop.create_task(self._rounds(), name=f"generation {request_id}")
         self.task.add_done_callback(self._end)  # also runs when the task was cancelled before its first step
 
@@ -107,7 +129,8 @@ class Generation:
         session, draft = self.session, Draft()
         await self._verifier.open()
         while True:
-            verdict = await self._verifier.verify(draft)
+            ahead = max((line.next_tokens for line in self._inside), default=0)
+            verdict = await self._verifier.verify(draft, ahead)
             emission = session.apply(verdict, draft)
             round_ = self._account(verdict, draft, emission)
             if emission.reason is None:
@@ -158,7 +181,7 @@ class Generation:
             if ask.patience > 0:
                 self._pending += 1
                 self._patience = max(self._patience, ask.patience)
-            line.ask(ask.depth, awaited=ask.patience > 0)
+            line.ask(ask.depth, ask.patience > 0, ask.price)
 
     async def _collect(self) -> Draft:
         """The tree of all drafts that come before patience ends."""

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from specserve.serving.load import Load, tokens
 from specserve.serving.stats import Stats
+from specserve.types import NGRAM_STRATEGIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +75,22 @@ WORKER = (
     Metric("specserve_worker_latency_seconds", "gauge", "Mean time from a call's arrival to its reply.", ("pool",)),
     Metric("specserve_worker_calls", "counter", "Calls answered: verdicts, proposals, refusals.", ("pool",)),
     Metric("specserve_worker_tokens", "counter", "Tokens computed: scored by a verifier, else drafted.", ("pool",)),
+    Metric("specserve_worker_ahead_seconds", "counter", "Time a verifier spent on drafts of its own.", ("pool",)),
+    Metric("specserve_worker_feature_bytes", "counter", "Hidden states that left with verdicts.", ("pool",)),
     Metric("specserve_worker_slots", "gauge", "Tokens that the replica's pool can hold.", ("pool",)),
     Metric("specserve_worker_slots_used", "gauge", "Tokens that it holds.", ("pool",)),
     Metric("specserve_worker_occupancy", "gauge", "Share of the slots promised to sessions, 0 to 1.", ("pool",)),
+)
+
+COPIES = (
+    Metric("specserve_strategy_drafted_tokens", "counter", "Tokens drafted by a strategy.", ("pool", "strategy")),
+    Metric("specserve_strategy_accepted_tokens", "counter", "Of these, accepted.", ("pool", "strategy")),
+    Metric("specserve_draft_rows", "gauge", "Mean rows (k) of a draft that copies.", ("pool",)),
+    Metric("specserve_draft_depth", "gauge", "Mean depth (w) of a draft that copies, in tokens.", ("pool",)),
+    Metric("specserve_draft_batch_seconds", "gauge", "Mean time to draft for a batch of sessions.", ("pool",)),
+    Metric("specserve_memory_bytes", "gauge", "Bytes of past outputs that are kept to copy from.", ("pool",)),
+    Metric("specserve_memory_limit_bytes", "gauge", "Their bound.", ("pool",)),
+    Metric("specserve_memory_evicted_tenants", "counter", "Tenants forgotten to keep the bound.", ("pool",)),
 )
 
 AUTOSCALING = (
@@ -89,7 +103,7 @@ AUTOSCALING = (
     ),
 )
 
-METRICS = (*ROUTER, *DATA_PLANE, *WORKER, *AUTOSCALING)
+METRICS = (*ROUTER, *DATA_PLANE, *WORKER, *COPIES, *AUTOSCALING)
 
 
 class RouterSamples:
@@ -139,8 +153,29 @@ def worker_samples(pool: str, gauges: Mapping[str, float], load: Load) -> Iterab
         "latency_seconds": load.latency_s,
         "calls": gauges.get("calls", 0.0),
         "tokens": tokens(gauges),
+        "ahead_seconds": gauges.get("draft_s", 0.0),
+        "feature_bytes": gauges.get("feature_bytes", 0.0),
         "slots": gauges.get("slots", 0.0),
         "slots_used": gauges.get("slots_used", 0.0),
         "occupancy": load.occupancy,
     }
     return [Sample(f"specserve_worker_{name}", value, (pool,)) for name, value in values.items()]
+
+
+def copies_samples(pool: str, gauges: Mapping[str, float]) -> Iterator[Sample]:
+    """Samples of a drafter that copies, by its backend's gauges; none of another worker."""
+    for strategy in NGRAM_STRATEGIES:
+        if f"{strategy}_drafted_tokens" in gauges:
+            for what in ("drafted", "accepted"):
+                value = gauges[f"{strategy}_{what}_tokens"]
+                yield Sample(f"specserve_strategy_{what}_tokens", value, (pool, strategy))
+    for name, gauge, unit in (
+        ("draft_rows", "rows_per_draft", 1.0),
+        ("draft_depth", "depth_per_draft", 1.0),
+        ("draft_batch_seconds", "batch_ms", 1e-3),
+        ("memory_bytes", "memory_bytes", 1.0),
+        ("memory_limit_bytes", "memory_limit_bytes", 1.0),
+        ("memory_evicted_tenants", "tenants_evicted", 1.0),
+    ):
+        if gauge in gauges:
+            yield Sample(f"specserve_{name}", unit * gauges[gauge], (pool,))

@@ -6,12 +6,14 @@ and takes T(k) = verify(positions) + draft(k) seconds. All three are learned onl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
+from specserve.serving.learned import Curve, Line, Mean
 from specserve.types import SpeculationMode, Verdict
 
 _HOPE = 0.7  # acceptance of a drafter nobody has tried
+_CHEAPEST = 0.002  # tokens that a node must bring wherever it is free: it also has to travel
 _GAIN = 1.02  # speculation must promise this much before it is used
 _PROBE_FIRST, _PROBE_LAST = 16, 64  # rounds between probes of a drafter that does not pay
 
@@ -19,59 +21,13 @@ _PROBE_FIRST, _PROBE_LAST = 16, 64  # rounds between probes of a drafter that do
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One drafter's part in a round. `patience` is how long to wait for it, in seconds; 0 is a probe: whatever
-    comes is compared with the text later and costs the round nothing."""
+    comes is compared with the text later and costs the round nothing. A drafter that sizes its own trees is told the
+    `price` of a node, in tokens: drafting a node that is expected to bring less would make the text slower."""
 
     drafter: str
     depth: int
     patience: float
-
-
-class Line:
-    """y ≈ base + slope·x: decayed least squares, the slope drawn towards a prior where x hardly varies."""
-
-    def __init__(self, prior_slope: float | None = None, keep: float = 0.98) -> None:
-        """prior_slope: relative to the mean of y; None draws the line towards the origin."""
-        self._prior, self._keep = prior_slope, keep
-        self._n = self._x = self._y = self._xx = self._xy = 0.0
-        self.base = self.slope = 0.0
-
-    @property
-    def known(self) -> bool:
-        return self._n > 0
-
-    def observe(self, x: float, y: float, weight: float = 1.0) -> None:
-        """weight: below 1 for one of several reports of the same event."""
-        if self._n > 3 and (expected := self.at(x)) > 0:
-            y = min(y, 4 * expected)  # a hiccup is no cost
-        keep = self._keep**weight
-        self._n = self._n * keep + weight
-        self._x = self._x * keep + weight * x
-        self._y = self._y * keep + weight * y
-        self._xx = self._xx * keep + weight * x * x
-        self._xy = self._xy * keep + weight * x * y
-        n = self._n
-        mean_x, mean_y = self._x / n, self._y / n
-        spread = self._xx / n - mean_x * mean_x
-        together = self._xy / n - mean_x * mean_y
-        steepest = mean_y / mean_x
-        prior = steepest if self._prior is None else self._prior * mean_y
-        slope = (together + prior) / (spread + 1.0)  # one unit of x² is what the prior weighs
-        self.slope = min(max(slope, 0.0), steepest)
-        self.base = max(mean_y - self.slope * mean_x, 0.0)
-
-    def at(self, x: float) -> float:
-        return self.base + self.slope * x
-
-
-class Mean:
-    """Exponentially decayed mean."""
-
-    def __init__(self, value: float, weight: float = 0.0, keep: float = 0.95) -> None:
-        self.value, self._weight, self._keep = value, weight, keep
-
-    def observe(self, y: float) -> None:
-        self._weight = self._weight * self._keep + 1
-        self.value += (y - self.value) / self._weight
+    price: float = 0.0
 
 
 class Acceptance:
@@ -104,9 +60,11 @@ class Acceptance:
 
 
 class _Drafter:
-    """What a router knows of one drafter pool."""
+    """What a router knows of one drafter pool. `sizes`: it sizes its own trees by the price of a node."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: bool) -> None:
+        self.sizes = sizes
+        self.nodes = Mean(0.0)  # of a draft
         self.acceptance = Acceptance(None, weight=8.0, keep=0.998)
         # Against depth. Hope that a shallow draft is cheap: it is tried then, and shows what it costs.
         self.seconds = Line(keep=0.95)
@@ -119,12 +77,20 @@ class Policy:
         drafters: their names.
         deadline_s: longest wait for drafts in a round.
         max_nodes: most drafted nodes of one session in a round.
+        sizing: names of those that size their own trees by the price of a node.
     """
 
-    def __init__(self, drafters: Iterable[str], deadline_s: float = 0.1, max_nodes: int = 64) -> None:
+    def __init__(
+        self,
+        drafters: Iterable[str],
+        deadline_s: float = 0.1,
+        max_nodes: int = 64,
+        sizing: Collection[str] = (),
+    ) -> None:
         self.deadline_s, self.max_nodes = deadline_s, max_nodes
-        self.drafters = {name: _Drafter() for name in drafters}
-        self.verify = Line(prior_slope=0.01)  # forward seconds against positions
+        self.drafters = {name: _Drafter(name in sizing) for name in drafters}
+        self.verify = Curve()  # forward seconds against positions
+        self.price = Mean(0.0)  # the latest prices
         self.batch = Mean(1.0)
         self.stretch = Mean(1.0)  # seconds of a call to the verifier over seconds of its forward pass
 
@@ -136,6 +102,31 @@ class Policy:
         if not self.verify.known:
             return 1.0 + 0.01 * nodes
         return max(self.stretch.value * self.verify.at(self.batch.value * (1.0 + nodes)), 1e-9)
+
+    def price_of(self, rate: float, nodes: float) -> float:
+        """Tokens that one node more must bring where `nodes` are drafted and text comes at `rate` tokens per second.
+
+        At the best ratio E/T of expected tokens to seconds, a node pays exactly if its tokens exceed E/T times its own
+        seconds (Dinkelbach 1967). On the flat part of the curve nodes are nearly free.
+        """
+        if not self.verify.known:
+            return rate * 0.01
+        share = self.batch.value
+        node_s = self.stretch.value * share * self.verify.slope(share * (1.0 + nodes))
+        return min(max(rate * node_s, _CHEAPEST), 1.0)
+
+    def summary(self) -> dict[str, float]:
+        """What was measured and is decided by, flat; units in the names."""
+        summary = {f"verify_ms_at_{round(x)}_tokens": 1e3 * y for x, y in self.verify.points}
+        if self.price.weight:
+            summary["node_price_tokens"] = self.price.value
+        for name, drafter in self.drafters.items():
+            if drafter.nodes.weight:
+                summary[f"{name}_nodes_per_draft"] = drafter.nodes.value
+                summary[f"{name}_draft_ms_at_depth_8"] = 1e3 * drafter.seconds.at(8)
+                for depth, rate in enumerate(drafter.acceptance.rates(4), 1):
+                    summary[f"{name}_acceptance_at_{depth}"] = rate
+        return summary
 
     def verified(self, verdict: Verdict, wall_s: float) -> None:
         """A round (no prefill) was verified, by a call of `wall_s`."""
@@ -171,7 +162,7 @@ class SessionPolicy:
             return []
         deadline = self._policy.deadline_s
         if self._mode is SpeculationMode.ON:
-            return [Ask(name, depth, deadline) for name, depth in ready if depth > 0]
+            return [Ask(name, depth, deadline, self._price(name, depth)) for name, depth in ready if depth > 0]
         asks: list[Ask] = []
         kept: list[float] = []  # S(i) of all that were chosen, together
         nodes, slowest = 0.0, 0.0
@@ -195,7 +186,9 @@ class SessionPolicy:
             if line.idle >= line.probe:
                 line.idle, line.probe = 0, min(2 * line.probe, _PROBE_LAST)
                 asks.append(Ask(name, max(1, min(4, dict(ready)[name])), 0.0))
-        return asks
+        price = self._policy.price_of(best, nodes)
+        self._policy.price.observe(price)
+        return [replace(ask, price=price) if self._lines[ask.drafter].pool.sizes else ask for ask in asks]
 
     def drafted(self, drafter: str, depth: int, nodes: int, seconds: float, late: bool) -> None:
         """A proposal came `seconds` after it was asked for `depth`; when `late`, it was `missed` before."""
@@ -205,6 +198,7 @@ class SessionPolicy:
             line.fruitful.observe(1.0 if nodes else 0.0)
         if nodes:
             line.width.observe(nodes / depth)
+            line.pool.nodes.observe(nodes)
 
     def missed(self, drafter: str) -> None:
         """A round went on without the proposal it had waited for."""
@@ -213,6 +207,7 @@ class SessionPolicy:
     def scored(self, drafter: str, matched: int, diverged: bool) -> None:
         """The text has shown how far a proposal was right."""
         line = self._lines[drafter]
+        diverged = diverged or line.pool.sizes  # its trees end where they stop paying: that is no missing evidence
         line.acceptance.observe(matched, diverged)
         line.pool.acceptance.observe(matched, diverged)
 
@@ -231,6 +226,9 @@ class SessionPolicy:
         """(tokens per second, depth) of this drafter alone at its best depth; depth 0 when none pays."""
         line, policy = self._lines[name], self._policy
         best, best_depth = _GAIN / policy.verify_s(0), 0
+        if line.pool.sizes:
+            value = self._rate(name, limit)
+            return (value, limit) if value > best else (best, 0)
         expected, width = 1.0, line.width.value * line.fruitful.value
         limit = min(limit, max(1, int(policy.max_nodes / max(line.width.value, 1.0))))
         for depth, alive in enumerate(self._survival(line, limit), 1):
@@ -239,6 +237,19 @@ class SessionPolicy:
             if value > best:
                 best, best_depth = value, depth
         return best, best_depth
+
+    def _rate(self, name: str, depth: int) -> float:
+        """Tokens per second with this drafter alone."""
+        line, policy = self._lines[name], self._policy
+        nodes = line.width.value * line.fruitful.value * depth
+        return (1.0 + sum(self._survival(line, depth))) / (policy.verify_s(nodes) + line.pool.seconds.at(depth))
+
+    def _price(self, name: str, depth: int) -> float:
+        """Of a node, where this drafter is asked whatever it costs."""
+        line = self._lines[name]
+        if not line.pool.sizes:
+            return 0.0
+        return self._policy.price_of(self._rate(name, depth), line.width.value * line.fruitful.value * depth)
 
     def _patience(self, line: _Line, depth: int) -> float:
         deadline = self._policy.deadline_s

@@ -20,7 +20,17 @@ from specserve.serving.session import Session
 from specserve.serving.settings import Settings
 from specserve.serving.stats import Served, Stats
 from specserve.serving.validate import check_prompt, check_request, chosen_drafters
-from specserve.types import Event, Finished, GenerationRequest, ModelFacts, SessionSpec, Started, TokenIds
+from specserve.types import (
+    DraftContext,
+    Event,
+    Finished,
+    GenerationRequest,
+    ModelFacts,
+    SessionSpec,
+    Speculation,
+    Started,
+    TokenIds,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -54,7 +64,12 @@ class Router:
         self._tokenizer, self._detokenizers = tokenizer, Detokenizers(tokenizer)
         self._hub = Hub(port)
         self._admission = Admission(settings.max_sessions, settings.max_waiting, settings.admission_timeout_s)
-        self._policy = Policy((d.name for d in settings.drafters), settings.draft_deadline_s, settings.max_nodes)
+        self._policy = Policy(
+            [pool.name for pool in settings.drafters],
+            settings.draft_deadline_s,
+            settings.max_nodes,
+            [pool.name for pool in settings.drafters if pool.copies],
+        )
         self._generations: set[Generation] = set()
         self._closed = False
 
@@ -70,12 +85,12 @@ class Router:
         """
         loop = asyncio.get_running_loop()
         try:
-            session, ends_s = await self._admit(request)
+            session, context, ends_s = await self._admit(request)
         except SpecserveError as error:
             self.stats.refused(type(error).__name__)
             raise
         request_id = request.request_id or secrets.token_hex(8)
-        generation = self._start(request_id, session, request)
+        generation = self._start(request_id, session, request, context)
         alarm = loop.call_at(ends_s, generation.expire) if ends_s is not None else None
         try:
             yield Started(request_id, session.prompt_len)
@@ -98,8 +113,13 @@ class Router:
             await asyncio.wait([generation.task for generation in self._generations])
         await self._hub.close()
 
-    async def _admit(self, request: GenerationRequest) -> tuple[Session, float | None]:
-        """Check, tokenise and wait for a place. The session, and the loop's time at which it must have ended."""
+    def measurements(self) -> dict[str, float]:
+        """What was counted, and what the policy decides by; units in the names."""
+        return {**self.stats.summary(), **self._policy.summary()}
+
+    async def _admit(self, request: GenerationRequest) -> tuple[Session, DraftContext | None, float | None]:
+        """Check, tokenise and wait for a place. The session, what it may be drafted from besides, and the loop's time
+        at which it must have ended."""
         check_request(request, self.facts, self.settings)
         limit_s = request.timeout_s if request.timeout_s is not None else self.settings.request_timeout_s
         try:
@@ -108,11 +128,16 @@ class Router:
                     await asyncio.get_running_loop().run_in_executor(None, check_constraint, request.constraint)
                 prompt = await self._encode(request.prompt)
                 check_prompt(prompt, request, self.facts)
+                context = await self._context(request.speculation)
                 session = Session(prompt, request.sampling, self.facts.eos_token_ids, self._detokenizers.new(prompt))
                 await self._enter()
         except TimeoutError as error:
             raise DeadlineExceeded("timeout_ms ran out before the request was admitted") from error
-        return session, clock.when()
+        return session, context, clock.when()
+
+    async def _context(self, wish: Speculation) -> DraftContext | None:
+        reference = await self._encode(wish.reference) if wish.reference else ()
+        return DraftContext(reference, wish.tenant, wish.private) if reference or wish.tenant or wish.private else None
 
     async def _encode(self, prompt: str | TokenIds) -> TokenIds:
         if not isinstance(prompt, str):
@@ -133,7 +158,9 @@ class Router:
             raise Unavailable("the router has been closed")
         self.stats.sessions += 1
 
-    def _start(self, request_id: str, session: Session, request: GenerationRequest) -> Generation:
+    def _start(
+        self, request_id: str, session: Session, request: GenerationRequest, context: DraftContext | None
+    ) -> Generation:
         settings, wish = self.settings, request.speculation
         drafters = chosen_drafters(request, settings)
         depth = settings.max_draft_tokens if wish.max_draft_tokens is None else wish.max_draft_tokens
@@ -150,10 +177,12 @@ class Router:
                 wish.branches or 0,
                 wish.max_draft_nodes or 0,
                 request.constraint,
+                tuple(sorted({layer for pool in drafters for layer in pool.features})),
             ),
             drafters,
             depth,
             vocab_size=self.facts.vocab_size,
+            context=context,
             policy=self._policy.session(wish.mode, [pool.name for pool in drafters]),
             hub=self._hub,
             settings=settings,

@@ -39,6 +39,7 @@ class Session:
         self.max_len = len(prompt) + sampling.max_tokens
         self.usage = Usage(prompt_tokens=len(prompt))
         self.reason: FinishReason | None = None
+        self.last: Verdict | None = None  # the latest that was applied
         ends = () if sampling.ignore_eos else eos_token_ids
         self._ends = frozenset((*ends, *sampling.stop_token_ids))
         self._detokenizer = detokenizer
@@ -59,6 +60,7 @@ class Session:
             VerifyError: it does not fit this session or this draft. The session is unchanged.
         """
         last = self._check(verdict, draft)
+        self.last = verdict
         ids = [draft.tokens[node] for node in verdict.accepted]
         ids.append(verdict.token)
         own = Origin.RECOVERED if last in draft.parents else Origin.BONUS

@@ -18,12 +18,19 @@ class DrafterPool:
         pool: the port's name of its replicas.
         max_tokens: deepest draft to ask for.
         laws: whether it can send the laws that its drafts were drawn from.
+        copies: whether it drafts by copying: it is told the request's reference and tenant, and sizes its trees by
+            the price of a node.
+        inside: it has no replicas: verifiers draft themselves, and their verdicts carry the draft.
+        features: layers of the target whose hidden states it needs with every call.
     """
 
     name: str
     pool: str
     max_tokens: int = 8
     laws: bool = False
+    copies: bool = False
+    inside: bool = False
+    features: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

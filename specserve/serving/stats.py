@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ class Stats:
     lost: int = 0  # sessions that a worker did not hold as expected
     rebuilt: int = 0  # sessions taken to another verifier
     drafters: dict[str, DrafterStats] = field(default_factory=dict)
+    measured: dict[str, Mapping[str, float]] = field(default_factory=dict)  # by a replica of each drafter, the latest
     latest: deque[Round] = field(default_factory=lambda: deque(maxlen=4096))
     served: deque[Served] = field(default_factory=lambda: deque(maxlen=4096))  # of the requests, the latest
 
@@ -110,6 +112,8 @@ class Stats:
             summary[f"{name}_accepted_tokens"] = float(sum(drafter.accepted))
             summary[f"{name}_late"] = float(drafter.late)
             summary[f"{name}_died"] = float(drafter.died)
+        for name, measured in self.measured.items():
+            summary |= {f"{name}.{what}": value for what, value in measured.items()}
         return summary
 
 

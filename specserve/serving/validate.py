@@ -30,6 +30,8 @@ MAX_STOP_IDS = 64
 MAX_BIASES = 1024
 MAX_CONSTRAINT_BYTES = 64 << 10
 MAX_CHOICES = 1024
+MAX_REFERENCE_BYTES = 256 << 10
+MAX_TENANT_BYTES = 128
 
 
 def check_request(request: GenerationRequest, facts: ModelFacts, settings: Settings) -> None:
@@ -121,6 +123,11 @@ def _check_speculation(wish: Speculation, settings: Settings) -> None:
         check_int("speculation.branches", wish.branches, 1, MAX_BRANCHES)
     if wish.max_draft_nodes is not None:
         check_int("speculation.max_draft_nodes", wish.max_draft_nodes, 1, settings.max_nodes)
+    check_size("speculation.reference", [wish.reference], MAX_REFERENCE_BYTES)
+    check_size("speculation.tenant", [wish.tenant], MAX_TENANT_BYTES)
+    if wish.reference and not any(pool.copies for pool in settings.drafters):
+        bound = "must be unset: this server has no drafter that copies"
+        raise InvalidRequest("speculation.reference", bound, wish.reference)
     known = [pool.name for pool in settings.drafters]
     for name in wish.drafters:
         if name not in known:

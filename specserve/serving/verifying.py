@@ -37,13 +37,14 @@ class VerifyLine(Line[Verdict]):
         """Deepest draft this replica takes; None where it sets no bound."""
         return self._hold.grant.max_draft_tokens or None if self._hold is not None else None
 
-    async def verify(self, draft: Draft) -> Verdict:
-        """The verdict on `draft`. Raises as `Line.call` does."""
+    async def verify(self, draft: Draft, next_tokens: int = 0) -> Verdict:
+        """The verdict on `draft`, with another so deep where the verifier can draft. Raises as `Line.call` does."""
 
         def command(held: int) -> Verify:
             tokens = self._session.tokens
             self.sent, self.sent_s = len(tokens) - held, self._clock()
-            return Verify(self._id, held, tuple(tokens[held:]), draft, self._spec if held == 0 else None)
+            spec = self._spec if held == 0 else None
+            return Verify(self._id, held, tuple(tokens[held:]), draft, spec, next_tokens)
 
         verdict = await self.call(command)
         self._held = verdict.at + len(verdict.accepted) + 1

@@ -5,7 +5,6 @@ corpus, and what the target itself writes when it goes on from the corpus, since
 """
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -13,23 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from specserve.errors import ConfigError
 from specserve.train import loop
-from specserve.train.artefact import Report, fingerprint, quiet, save_model, sha256_of, write_provenance
+from specserve.train.artefact import Report, fingerprint, save_model, write_provenance
 from specserve.train.corpus import load
 from specserve.train.progress import shown
-from specserve.train.regenerate import Written, write_corpus
+from specserve.train.regenerate import Written
 from specserve.train.shape import Shape
+from specserve.train.teacher import Teacher, have_written
 from specserve.train.tokens import Ids, batch, pack, shuffled
 
 # 0.95M parameters with a vocabulary of 4096 (`vocab` becomes the target's). One layer cannot look up what followed
 # an earlier occurrence of a word, two can. A step costs 0.5 ms on 2 cores (the target's 2.4, inflated to 130M 21).
 SHAPE = Shape(vocab=4096, hidden=128, layers=2, ffn=384, heads=4, kv_heads=4, head_dim=32)
-TEMPERATURES = (0.0, 0.0, 0.8, 1.0)
 
 
 def train_ar(
@@ -70,44 +66,26 @@ def train_ar(
     Raises:
         ConfigError: `target` has no `tokenizer.json`.
     """
-    if not (target / "tokenizer.json").exists():
-        raise ConfigError(f"target {str(target)!r} must hold a tokenizer.json; save its fast tokenizer there")
+    teacher = Teacher.load(target, device)
     workdir = workdir or Path("runs/ar")
     texts = load(corpus, library=library)
-    tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
-    with quiet():
-        teacher = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
-    teacher.to(loop.device_for(device)).eval()
-    teacher.requires_grad_(False)
-    end = teacher.generation_config.eos_token_id or 0
-    ids = pack((d.text for d in texts.train), tokenizer, end=end[0] if isinstance(end, list) else end)
-
-    written_by = {"rows": rows, "prompt": prompt, "new": new, "temperatures": TEMPERATURES}
-    origin = {"weights": _weights(target), "corpus": texts.sha256, "seed": seed}
-    folder = workdir / f"texts-{fingerprint({**written_by, **origin})}"
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+    ids = pack((d.text for d in texts.train), teacher.tokenizer, end=teacher.ends[0])
 
     def showing(title: str) -> AbstractContextManager[loop.Reporter]:
         return shown(title) if report is None else nullcontext(report)
 
     with showing("the target writes") as tell:
-
-        def write(documents: Any, name: str, count: int, temperatures: Sequence[float]) -> Written:
-            return write_corpus(
-                teacher, documents, tokenizer, folder / name, rows=count, temperatures=temperatures,
-                longest=prompt, new=new, seed=seed, report=tell,
-            )  # fmt: skip
-
-        written = write(texts.train, "train", rows, TEMPERATURES)
-        held_out = texts.held_out or texts.train
-        checks = {t: write(held_out, f"held-out-{t:g}", min(64, rows), (t,)) for t in (0.0, 1.0)}
+        lesson = have_written(
+            teacher, texts, workdir, rows=rows, prompt=prompt, new=new, seed=seed, resume=resume, report=tell
+        )
+    checks = lesson.checks
 
     torch.manual_seed(seed)
-    shape = replace(shape, vocab=teacher.config.vocab_size)
-    model = shape.model(end=end).to(teacher.device)
-    _begin_with(teacher, model)
-    lessons = Lessons(ids, written, size=batch_size, length=length, seed=seed)
+    shape = replace(shape, vocab=teacher.model.config.vocab_size)
+    end = teacher.ends if len(teacher.ends) > 1 else teacher.ends[0]
+    model = shape.model(end=list(end) if isinstance(end, tuple) else end).to(teacher.model.device)
+    _begin_with(teacher.model, model)
+    lessons = Lessons(ids, lesson.written, size=batch_size, length=length, seed=seed)
     plan = loop.Plan(
         steps=max(1, math.ceil(tokens / (batch_size * length))),
         tokens_per_step=batch_size * length,
@@ -119,13 +97,13 @@ def train_ar(
     def loss_at(step: int) -> Tensor:
         read, counts = (t.to(model.device) for t in lessons.at(step))
         with torch.no_grad():
-            p = teacher(input_ids=read, use_cache=False).logits[counts]
+            p = teacher.model(input_ids=read, use_cache=False).logits[counts]
         q = model(input_ids=read, use_cache=False).logits[counts]
         return divergence(p.float(), q.float(), variation=variation)
 
     recipe = {
         "shape": asdict(shape), "plan": asdict(plan), "batch_size": batch_size, "length": length,
-        "variation": variation, "written_by_target": written_by, "target": origin["weights"],
+        "variation": variation, "written_by_target": lesson.by, "target": teacher.weights,
     }  # fmt: skip
     with showing("ar") as tell:
         state = loop.fit(
@@ -135,13 +113,10 @@ def train_ar(
             fingerprint=fingerprint({**recipe, "corpus": texts.sha256}),
             checkpoint=workdir / "checkpoint.pt",
             resume=resume,
-            evaluate=lambda: acceptance(model, teacher, checks),
+            evaluate=lambda: acceptance(model, teacher.model, checks),
             report=tell,
         )
-    out.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
-        if (target / name).exists():
-            shutil.copyfile(target / name, out / name)
+    teacher.copy_tokenizer(out)
     save_model(model, out)
     outcome = Report(
         out=out,
@@ -149,7 +124,7 @@ def train_ar(
         steps=state.step,
         tokens=state.step * plan.tokens_per_step,
         seconds=state.seconds,
-        figures=acceptance(model.float(), teacher, checks),
+        figures=acceptance(model.float(), teacher.model, checks),
     )
     write_provenance(
         outcome,
@@ -227,7 +202,3 @@ def _begin_with(teacher: Any, model: Any) -> None:
         reduced = known @ directions[: own.shape[1]].T
         with torch.no_grad():
             own.copy_(reduced * (model.config.initializer_range / reduced.std()))
-
-
-def _weights(folder: Path) -> dict[str, str]:
-    return {p.name: sha256_of(p) for p in sorted(folder.glob("*.safetensors"))}

@@ -37,6 +37,17 @@ def fingerprint(recipe: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def versions() -> dict[str, str]:
+    """Of what recipes run on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
 def save_model(model: Any, out: Path) -> None:
     """Write config.json, generation_config.json and bf16 safetensors; the model itself becomes bf16."""
     with quiet():
@@ -69,13 +80,7 @@ def write_provenance(report: Report, **facts: Any) -> None:
         "tokens": report.tokens,
         "seconds": round(report.seconds, 1),
         "held_out": {name: round(value, 5) for name, value in report.figures.items()},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "tokenizers": tokenizers.__version__,
-            "numpy": numpy.__version__,
-        },
+        "versions": versions(),
         "files": {path.name: sha256_of(path) for path in files},
     }
     (out / PROVENANCE).write_text(json.dumps(content, indent=1) + "\n")

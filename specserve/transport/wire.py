@@ -12,6 +12,7 @@ from specserve.types import (
     Draft,
     DraftContext,
     Failed,
+    Features,
     Fill,
     Filled,
     Gap,
@@ -36,7 +37,12 @@ def encode_commands(commands: Sequence[Command]) -> pb.WorkRequest:
     request = pb.WorkRequest()
     for command in commands:
         if isinstance(command, Verify):
-            verify = request.verify.add(session=command.session, base_len=command.base_len, tokens=command.tokens)
+            verify = request.verify.add(
+                session=command.session,
+                base_len=command.base_len,
+                tokens=command.tokens,
+                next_tokens=command.next_tokens,
+            )
             if command.draft.tokens:
                 _put_draft(verify.draft, command.draft)
             if command.spec is not None:
@@ -56,6 +62,8 @@ def encode_commands(commands: Sequence[Command]) -> pb.WorkRequest:
                 context = command.context
                 propose.context.reference.extend(context.reference)
                 propose.context.tenant, propose.context.private = context.tenant, context.private
+            if command.features is not None:
+                _put_features(propose.features, command.features)
         elif isinstance(command, Fill):
             fill = request.fill.add(session=command.session, base_len=command.base_len, tokens=command.tokens)
             if command.spec is not None:
@@ -71,15 +79,15 @@ def decode_commands(request: pb.WorkRequest) -> list[Command]:
     for v in request.verify:
         draft = _get_draft(v.draft) if v.HasField("draft") else Draft()
         spec = _get_spec(v.spec) if v.HasField("spec") else None
-        commands.append(Verify(v.session, v.base_len, tuple(v.tokens), draft, spec))
+        commands.append(Verify(v.session, v.base_len, tuple(v.tokens), draft, spec, v.next_tokens))
     for p in request.propose:
         spec = _get_spec(p.spec) if p.HasField("spec") else None
         context = None
         if p.HasField("context"):
             context = DraftContext(tuple(p.context.reference), p.context.tenant, p.context.private)
-        commands.append(
-            Propose(p.session, p.base_len, tuple(p.tokens), p.max_tokens, spec, p.max_nodes, p.price, context)
-        )
+        features = _get_features(p.features) if p.HasField("features") else None
+        wish = p.max_tokens, spec, p.max_nodes, p.price, context, features
+        commands.append(Propose(p.session, p.base_len, tuple(p.tokens), *wish))
     for f in request.fill:
         filling = _get_infill_spec(f.spec) if f.HasField("spec") else None
         commands.append(Fill(f.session, f.base_len, tuple(f.tokens), filling))
@@ -100,7 +108,12 @@ def encode_replies(replies: Sequence[Reply]) -> pb.WorkResponse:
                 forward_s=reply.forward_s,
                 batch=reply.batch,
                 positions=reply.positions,
+                draft_s=reply.draft_s,
             )
+            if reply.draft.tokens:
+                _put_draft(verdict.draft, reply.draft)
+            if reply.features is not None:
+                _put_features(verdict.features, reply.features)
             for entry in reply.logprobs:
                 ids, processed, raw = zip(*entry.top, strict=True) if entry.top else ((), (), ())
                 verdict.logprobs.add(
@@ -109,6 +122,7 @@ def encode_replies(replies: Sequence[Reply]) -> pb.WorkResponse:
         elif isinstance(reply, Proposal):
             proposal = response.proposals.add(session=reply.session, at=reply.at, compute_s=reply.compute_s)
             _put_draft(proposal.draft, reply.draft)
+            proposal.measured.update(reply.measured)
         elif isinstance(reply, Filled):
             response.filled.add(**{name: getattr(reply, name) for name in Filled.__slots__})
         elif isinstance(reply, SessionLost):
@@ -126,11 +140,14 @@ def decode_replies(response: pb.WorkResponse, drafter: str = "") -> list[Reply]:
             TokenLogprobs(e.logprob, e.raw, tuple(zip(e.top_ids, e.top_logprobs, e.top_raw, strict=True)))
             for e in v.logprobs
         )
+        cost = v.forward_s, v.batch, v.positions
+        draft = _get_draft(v.draft, drafter) if v.HasField("draft") else Draft()
+        features = _get_features(v.features) if v.HasField("features") else None
         replies.append(
-            Verdict(v.session, v.at, tuple(v.accepted), v.token, logprobs, v.forward_s, v.batch, v.positions)
+            Verdict(v.session, v.at, tuple(v.accepted), v.token, logprobs, *cost, draft, v.draft_s, features)
         )
     for p in response.proposals:
-        replies.append(Proposal(p.session, p.at, _get_draft(p.draft, drafter), p.compute_s))
+        replies.append(Proposal(p.session, p.at, _get_draft(p.draft, drafter), p.compute_s, dict(p.measured)))
     for d in response.filled:
         counts = d.passes, d.drafted, d.accepted
         replies.append(Filled(d.session, d.at, tuple(d.tokens), *counts, d.forward_s, d.batch))
@@ -160,6 +177,15 @@ def _get_draft(draft: pb.Draft, drafter: str = "") -> Draft:
     return Draft(tokens, parents, (drafter,) * len(tokens), laws, chains)
 
 
+def _put_features(out: pb.Features, features: Features) -> None:
+    out.first, out.data = features.first, features.data
+    out.layers.extend(features.layers)
+
+
+def _get_features(features: pb.Features) -> Features:
+    return Features(features.first, tuple(features.layers), features.data)
+
+
 # Sampling's fields that workers need, by the same name on both sides.
 _SAMPLING = (
     "temperature",
@@ -176,6 +202,7 @@ _SAMPLING = (
 def _put_spec(out: pb.SessionSpec, spec: SessionSpec) -> None:
     out.prompt_len, out.max_len, out.rule = spec.prompt_len, spec.max_len, spec.rule
     out.branches, out.max_draft_nodes = spec.branches, spec.max_draft_nodes
+    out.features.extend(spec.features)
     for name in _SAMPLING:
         setattr(out, name, getattr(spec.sampling, name))
     for token, bias in spec.sampling.logit_bias.items():
@@ -207,6 +234,7 @@ def _get_spec(spec: pb.SessionSpec) -> SessionSpec:
         spec.branches,
         spec.max_draft_nodes,
         _get_constraint(spec.constraint) if spec.HasField("constraint") else None,
+        tuple(spec.features),
     )
 
 

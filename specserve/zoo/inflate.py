@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specserve.errors import ConfigError
+from specserve.fingerprint import INFLATED, fingerprint
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 WRITES = ("self_attn.o_proj", "mlp.down_proj")
@@ -55,6 +56,7 @@ def inflate(source_dir: Path, out_dir: Path, parameters: int, *, seed: int = 0) 
         "layers": [config["num_hidden_layers"], layers],
         "ffn": [config["intermediate_size"], ffn],
         "seed": seed,
+        INFLATED: fingerprint(source_dir),
     }
     if config.get("layer_types"):
         kinds = config["layer_types"]

@@ -130,7 +130,7 @@ MAIN: dict[str, Any] = {
         "placement": {"num_cpus": 0.25},
     },
     "drafters": {
-        "ngram": {"kind": "ngram", "placement": {"num_cpus": 0.25}},
+        "ngram": {"kind": "ngram", "table": "zoo:ngram", "placement": {"num_cpus": 0.25}},
         "ar": {"kind": "ar", "model": "zoo:ar", "dtype": "float32", "slots": 16384, "placement": {"num_cpus": 0.25}},
     },
     "router": {"placement": {"num_cpus": 0.25}, "draft_deadline_ms": 2000, "max_sessions": 32},

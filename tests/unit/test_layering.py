@@ -11,13 +11,15 @@ ROOT = Path(__file__).parents[2]
 # What each floor may import of ours. A floor is the longest prefix that matches a module's name.
 FLOORS: dict[str, set[str]] = {
     "specserve.errors": set(),
+    "specserve.fingerprint": {"specserve.errors"},
     "specserve.types": {"specserve.errors"},
     "specserve.config": {"specserve.errors", "specserve.types", "specserve.zoo"},
     "specserve.constraint": {"specserve.errors", "specserve.types"},
     "specserve.filling": {"specserve.types"},
     "specserve.verify": {"specserve.errors", "specserve.types"},
-    "specserve.zoo": {"specserve.errors", "specserve.types"},
+    "specserve.zoo": {"specserve.errors", "specserve.fingerprint", "specserve.types"},
     "specserve.serving": {"specserve.errors", "specserve.types", "specserve.constraint", "specserve.filling"},
+    "specserve.aims": {"specserve.config"},
     "specserve.v1": set(),
     "specserve.worker": set(),
 }
@@ -28,9 +30,11 @@ FLOORS["specserve.train"] = FLOORS["specserve.draft"] | {
     "specserve.draft",
     "specserve.infill",
     "specserve.filling",
+    "specserve.fingerprint",
     "specserve.zoo",
 }
 FLOORS["specserve.transport"] = {"specserve.errors", "specserve.types", "specserve.v1", "specserve.worker"}
+FLOORS["specserve.planning"] = {"specserve.errors", "specserve.config", "specserve.aims", "specserve.serving"}
 _BELOW_BENCH = set(FLOORS)
 FLOORS["specserve.bench"] = _BELOW_BENCH | {"deployments"}
 FLOORS["deployments"] = _BELOW_BENCH | {"specserve"}
@@ -41,6 +45,8 @@ HEAVY = {
     "torch": {"verify", "engine", "draft", "infill", "train", "zoo", "bench"},
     "transformers": {"engine", "draft", "infill", "train", "zoo", "bench"},
     "grpc": {"transport", "v1", "worker"},
+    "simpy": {"planning"},
+    "matplotlib": {"planning", "bench", "cli"},
     "ray": set(),
 }
 # deployments is imported lazily, by the commands that start a cluster.

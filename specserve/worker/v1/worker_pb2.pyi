@@ -33,7 +33,7 @@ class WorkResponse(_message.Message):
     def __init__(self, verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., proposals: _Optional[_Iterable[_Union[Proposal, _Mapping]]] = ..., lost: _Optional[_Iterable[_Union[SessionLost, _Mapping]]] = ..., failed: _Optional[_Iterable[_Union[Failed, _Mapping]]] = ..., filled: _Optional[_Iterable[_Union[Filled, _Mapping]]] = ...) -> None: ...
 
 class SessionSpec(_message.Message):
-    __slots__ = ("prompt_len", "max_len", "rule", "temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "logprobs", "branches", "max_draft_nodes", "constraint")
+    __slots__ = ("prompt_len", "max_len", "rule", "temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "logprobs", "branches", "max_draft_nodes", "constraint", "features")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class SessionSpec(_message.Message):
     BRANCHES_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAFT_NODES_FIELD_NUMBER: _ClassVar[int]
     CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     prompt_len: int
     max_len: int
     rule: str
@@ -73,7 +74,18 @@ class SessionSpec(_message.Message):
     branches: int
     max_draft_nodes: int
     constraint: Constraint
-    def __init__(self, prompt_len: _Optional[int] = ..., max_len: _Optional[int] = ..., rule: _Optional[str] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., logprobs: _Optional[int] = ..., branches: _Optional[int] = ..., max_draft_nodes: _Optional[int] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ...) -> None: ...
+    features: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, prompt_len: _Optional[int] = ..., max_len: _Optional[int] = ..., rule: _Optional[str] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., logprobs: _Optional[int] = ..., branches: _Optional[int] = ..., max_draft_nodes: _Optional[int] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., features: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Features(_message.Message):
+    __slots__ = ("first", "layers", "data")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, first: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Constraint(_message.Message):
     __slots__ = ("json_schema", "regex", "choice")
@@ -118,21 +130,23 @@ class SparseLaw(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ..., probs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Verify(_message.Message):
-    __slots__ = ("session", "base_len", "tokens", "draft", "spec")
+    __slots__ = ("session", "base_len", "tokens", "draft", "spec", "next_tokens")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     BASE_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     session: int
     base_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     draft: Draft
     spec: SessionSpec
-    def __init__(self, session: _Optional[int] = ..., base_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., spec: _Optional[_Union[SessionSpec, _Mapping]] = ...) -> None: ...
+    next_tokens: int
+    def __init__(self, session: _Optional[int] = ..., base_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., spec: _Optional[_Union[SessionSpec, _Mapping]] = ..., next_tokens: _Optional[int] = ...) -> None: ...
 
 class Propose(_message.Message):
-    __slots__ = ("session", "base_len", "tokens", "max_tokens", "spec", "max_nodes", "price", "context")
+    __slots__ = ("session", "base_len", "tokens", "max_tokens", "spec", "max_nodes", "price", "context", "features")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     BASE_LEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +155,7 @@ class Propose(_message.Message):
     MAX_NODES_FIELD_NUMBER: _ClassVar[int]
     PRICE_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     session: int
     base_len: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
@@ -149,7 +164,8 @@ class Propose(_message.Message):
     max_nodes: int
     price: float
     context: DraftContext
-    def __init__(self, session: _Optional[int] = ..., base_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., spec: _Optional[_Union[SessionSpec, _Mapping]] = ..., max_nodes: _Optional[int] = ..., price: _Optional[float] = ..., context: _Optional[_Union[DraftContext, _Mapping]] = ...) -> None: ...
+    features: Features
+    def __init__(self, session: _Optional[int] = ..., base_len: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., spec: _Optional[_Union[SessionSpec, _Mapping]] = ..., max_nodes: _Optional[int] = ..., price: _Optional[float] = ..., context: _Optional[_Union[DraftContext, _Mapping]] = ..., features: _Optional[_Union[Features, _Mapping]] = ...) -> None: ...
 
 class DraftContext(_message.Message):
     __slots__ = ("reference", "tenant", "private")
@@ -222,7 +238,7 @@ class Filled(_message.Message):
     def __init__(self, session: _Optional[int] = ..., at: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., passes: _Optional[int] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., forward_s: _Optional[float] = ..., batch: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("session", "at", "accepted", "token", "logprobs", "forward_s", "batch", "positions")
+    __slots__ = ("session", "at", "accepted", "token", "logprobs", "forward_s", "batch", "positions", "draft", "draft_s", "features")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +247,9 @@ class Verdict(_message.Message):
     FORWARD_S_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_S_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     session: int
     at: int
     accepted: _containers.RepeatedScalarFieldContainer[int]
@@ -239,7 +258,10 @@ class Verdict(_message.Message):
     forward_s: float
     batch: int
     positions: int
-    def __init__(self, session: _Optional[int] = ..., at: _Optional[int] = ..., accepted: _Optional[_Iterable[int]] = ..., token: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., forward_s: _Optional[float] = ..., batch: _Optional[int] = ..., positions: _Optional[int] = ...) -> None: ...
+    draft: Draft
+    draft_s: float
+    features: Features
+    def __init__(self, session: _Optional[int] = ..., at: _Optional[int] = ..., accepted: _Optional[_Iterable[int]] = ..., token: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., forward_s: _Optional[float] = ..., batch: _Optional[int] = ..., positions: _Optional[int] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., draft_s: _Optional[float] = ..., features: _Optional[_Union[Features, _Mapping]] = ...) -> None: ...
 
 class TokenLogprobs(_message.Message):
     __slots__ = ("logprob", "raw", "top_ids", "top_logprobs", "top_raw")
@@ -256,16 +278,25 @@ class TokenLogprobs(_message.Message):
     def __init__(self, logprob: _Optional[float] = ..., raw: _Optional[float] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ..., top_raw: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Proposal(_message.Message):
-    __slots__ = ("session", "at", "draft", "compute_s")
+    __slots__ = ("session", "at", "draft", "compute_s", "measured")
+    class MeasuredEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     SESSION_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
     session: int
     at: int
     draft: Draft
     compute_s: float
-    def __init__(self, session: _Optional[int] = ..., at: _Optional[int] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., compute_s: _Optional[float] = ...) -> None: ...
+    measured: _containers.ScalarMap[str, float]
+    def __init__(self, session: _Optional[int] = ..., at: _Optional[int] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., compute_s: _Optional[float] = ..., measured: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class SessionLost(_message.Message):
     __slots__ = ("session", "held")

@@ -7,6 +7,7 @@ import pytest
 
 from deployments import launch
 from deployments.app import build_app
+from deployments.router import settings
 from specserve.config import parse
 from specserve.errors import ConfigError
 
@@ -59,6 +60,22 @@ def test_a_pool_that_fills_gaps_is_one_more_deployment_that_scales_by_itself() -
 def test_a_drafter_may_not_take_the_name_of_another_pool(name: str) -> None:
     with pytest.raises(ConfigError, match=f"name of another pool, target or infill; got '{name}'"):
         parse({**ARGS, "drafters": {name: {"kind": "ngram"}}, "infill": {}})
+
+
+HEADS = {"kind": "heads", "model": "zoo:heads-r4"}
+
+
+def test_heads_in_the_verifier_are_no_deployment_and_those_in_a_pool_are() -> None:
+    args = {**ARGS, "drafters": {"own": HEADS, "far": {**HEADS, "where": "remote"}}}
+    assert set(_deployments(args)) == {"Router", "Verifier", "Drafter-far"}
+    own, far = settings(parse(args)).drafters
+    assert (own.inside, own.features, own.laws) == (True, (), True)
+    assert (far.inside, far.features, far.laws) == (False, (-1,), True)
+
+
+def test_one_drafter_at_most_runs_in_the_verifier() -> None:
+    with pytest.raises(ConfigError, match="at most one with where: verifier; got a, b"):
+        parse({**ARGS, "drafters": {"a": HEADS, "b": HEADS}})
 
 
 def test_resources_labels_and_scaling_are_as_configured() -> None:

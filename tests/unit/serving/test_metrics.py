@@ -2,10 +2,11 @@
 
 import pytest
 
+from specserve.draft.ngram import NgramDrafter
 from specserve.serving.load import Load, Meter, RouterMeter
-from specserve.serving.metrics import METRICS, ROUTER, WORKER, RouterSamples, worker_samples
+from specserve.serving.metrics import COPIES, METRICS, ROUTER, WORKER, RouterSamples, copies_samples, worker_samples
 from specserve.serving.stats import Served, Stats
-from specserve.types import Draft, Round
+from specserve.types import Draft, Propose, Round, Sampling, SessionSpec
 
 GAUGES = {
     "sessions": 3.0,
@@ -34,6 +35,17 @@ def a_busy_router() -> Stats:
 def test_every_metric_of_a_router_and_of_a_worker_gets_a_sample():
     assert {s.metric for s in RouterSamples(a_busy_router())} == {m.name for m in ROUTER}
     assert {s.metric for s in worker_samples("ar", GAUGES, Load())} == {m.name for m in WORKER}
+
+
+def test_an_ngram_drafter_gets_a_sample_of_every_metric_of_drafters_that_copy_and_other_workers_none():
+    drafter = NgramDrafter()
+    drafter.submit(Propose(1, 0, (1, 2, 1, 2), 2, SessionSpec(Sampling(), 4, 99)))
+    drafter.step()
+    samples = list(copies_samples("copy", drafter.stats()))
+    assert {s.metric for s in samples} == {m.name for m in COPIES}
+    assert ("copy", "context") in {s.tags for s in samples}
+    assert all(len(s.tags) == len(m.tags) for s in samples for m in COPIES if m.name == s.metric)
+    assert list(copies_samples("ar", GAUGES)) == []
 
 
 def test_names_are_ours_and_samples_carry_the_tags_of_the_table():

@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from specserve.serving.policy import Line, Policy
+from specserve.serving.learned import Curve, Line
+from specserve.serving.policy import Policy
 from specserve.types import SpeculationMode, Verdict
 
 AUTO, ON, OFF = SpeculationMode.AUTO, SpeculationMode.ON, SpeculationMode.OFF
@@ -27,8 +28,8 @@ def test_the_cost_of_a_pass_is_learned_from_passes_however_many_sessions_report_
         one.verified(verdict(positions, 1, forward_s), forward_s)
         for _ in range(16):
             many.verified(verdict(positions, 16, forward_s), forward_s)
-    assert many.verify.slope == pytest.approx(one.verify.slope, rel=0.05)
-    assert 0.0004 < many.verify.slope < 0.0012
+    assert many.verify.line.slope == pytest.approx(one.verify.line.slope, rel=0.05)
+    assert 0.0004 < many.verify.slope(48) < 0.0012
 
 
 class Sim:
@@ -179,6 +180,93 @@ def test_a_plan_never_exceeds_the_depth_or_the_budget_of_nodes():
             session.scored("a", ask.depth, False)
         session.verified(verdict(1, 1, 1.0), 1.0)
     assert ask.depth <= 6
+
+
+class Trees:
+    """A drafter that sizes its own trees: its i-th best node is the target's token with probability hope·keep^i."""
+
+    def __init__(self, keep=0.8):
+        self.chances = [0.9 * keep**i for i in range(64)]
+
+    def rate(self, nodes, cost):
+        return (1 + sum(self.chances[:nodes])) / cost(1 + nodes)
+
+    def play(self, policy, cost, rounds=400):
+        """The nodes of the last rounds. Expected counts stand for luck: the policy sees fractions of matches."""
+        session, sizes = policy.session(AUTO, ["d"]), []
+        for i in range(rounds):
+            nodes = 0
+            for ask in session.plan([("d", 16)]):
+                nodes = sum(chance >= ask.price for chance in self.chances)
+                matched = sum(self.chances[:nodes])
+                whole = int(matched) + ((i * 0.618) % 1 < matched % 1)
+                session.drafted("d", ask.depth, nodes, 0.0, False)
+                session.scored("d", whole, True)
+            session.verified(verdict(1 + nodes, 1, cost(1 + nodes)), cost(1 + nodes))
+            sizes.append(nodes)
+        return sizes[-50:]
+
+
+@pytest.mark.parametrize("slope", [0.002, 0.01, 0.05])
+@pytest.mark.parametrize("knee", [1, 24])
+def test_the_price_of_a_node_keeps_trees_near_the_best_size_for_the_cost_curve(slope, knee):
+    """Flat up to `knee` tokens, then rising: the chosen trees earn what the best size would."""
+
+    def cost(tokens):
+        return 1 + slope * max(0, tokens - knee)
+
+    trees = Trees()
+    policy = Policy(["d"], deadline_s=100, sizing=["d"])
+    sizes = trees.play(policy, cost)
+    best = max(trees.rate(nodes, cost) for nodes in range(65))
+    assert min(trees.rate(nodes, cost) for nodes in sizes) >= 0.95 * best
+    summary = policy.summary()
+    assert 0 < summary["node_price_tokens"] <= 1
+    assert any(name.startswith("verify_ms_at_") for name in summary)
+
+
+def test_only_drafters_that_size_their_trees_are_told_a_price():
+    policy = Policy(["a", "b"], sizing=["b"])
+    for mode in (AUTO, ON):
+        for ask in policy.session(mode, ["a", "b"]).plan([("a", 4), ("b", 4)]):
+            assert (ask.price > 0) == (ask.drafter == "b")
+
+
+def test_a_curve_finds_the_flat_part_and_the_rise_never_falls_and_goes_on_beyond():
+    curve, draw = Curve(), random.Random(0)
+    for _ in range(1000):
+        size = draw.choice((1, 4, 16, 64, 100, 130, 200))
+        curve.observe(size, (2 + max(0, size - 110) / 50) * draw.uniform(0.95, 1.05))
+    assert curve.at(32) == pytest.approx(2, rel=0.06)
+    assert curve.at(200) == pytest.approx(3.8, rel=0.08)
+    assert curve.slope(20) < 0.003 < curve.slope(150)
+    values = [curve.at(x) for x in range(1, 400)]
+    assert values == sorted(values)
+    assert curve.at(400) > curve.at(200)
+
+
+def test_a_curve_forgets_and_a_hiccup_is_no_cost():
+    curve = Curve()
+    for _ in range(100):
+        curve.observe(8, 5)
+    for _ in range(200):
+        curve.observe(8, 1)
+    assert curve.at(8) == pytest.approx(1, rel=0.05)
+    curve.observe(8, 1000)
+    assert curve.at(8) < 1.3
+
+
+def test_first_passes_that_are_slow_do_not_end_drafting():
+    """Every size is slow once, as where kernels are chosen per shape."""
+    met = set()
+
+    def cost(tokens):
+        slow = 1 if tokens in met else 5
+        met.add(tokens)
+        return slow * (1 + 0.01 * (tokens - 1))
+
+    sizes = Trees().play(Policy(["d"], deadline_s=100, sizing=["d"]), cost)
+    assert min(sizes) >= 8
 
 
 def test_a_line_finds_base_and_slope_and_forgets():

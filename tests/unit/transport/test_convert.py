@@ -42,7 +42,7 @@ FULL = GenerationRequest(
         logprobs=0,
         ignore_eos=True,
     ),
-    Speculation(SpeculationMode.ON, ("ngram", "ar"), 0, "coupled", 4, 32),
+    Speculation(SpeculationMode.ON, ("ngram", "ar"), 0, "coupled", 4, 32, "to copy, é", "tenant", True),
     1.5,
     "r1",
     Constraint(json_schema='{"type": "integer"}'),

@@ -10,7 +10,9 @@ from specserve.types import (
     Close,
     Constraint,
     Draft,
+    DraftContext,
     Failed,
+    Features,
     Proposal,
     Propose,
     Sampling,
@@ -40,6 +42,7 @@ def drafts(draw: st.DrawFn, drafter: str = "") -> Draft:
     return Draft(made, parents, (drafter,) * len(made), laws, chains)
 
 
+features = st.none() | st.builds(Features, ids, st.just((-1, 2)), st.binary(max_size=8))
 specs = st.builds(
     SessionSpec,
     sampling=st.builds(
@@ -61,6 +64,7 @@ specs = st.builds(
     rule=st.sampled_from(["coupled", "kseq"]),
     branches=st.integers(0, 16),
     max_draft_nodes=st.integers(0, 256),
+    features=st.sampled_from([(), (-1,)]),
 )
 constraints = st.one_of(
     st.none(),
@@ -71,13 +75,31 @@ constraints = st.one_of(
 held = st.builds(lambda spec, constraint: replace(spec, constraint=constraint), specs, constraints)
 
 
-@given(st.lists(st.builds(Verify, sessions, st.integers(0, 9), tokens, drafts(), st.none() | held), max_size=4))
+verifies = st.builds(Verify, sessions, st.integers(0, 9), tokens, drafts(), st.none() | held, st.integers(0, 9))
+
+
+@given(st.lists(verifies, max_size=4))
 def test_verify_commands_survive_the_wire(commands: list[Verify]) -> None:
     blob = wire.encode_commands(commands).SerializeToString()
     assert wire.decode_commands(pb.WorkRequest.FromString(blob)) == commands
 
 
-@given(st.builds(Propose, sessions, st.integers(0, 9), tokens, st.integers(0, 64), st.none() | specs), sessions)
+contexts = st.none() | st.builds(DraftContext, tokens, st.text(max_size=9), st.booleans())
+proposes = st.builds(
+    Propose,
+    sessions,
+    st.integers(0, 9),
+    tokens,
+    st.integers(0, 64),
+    st.none() | specs,
+    st.integers(0, 256),
+    floats,
+    contexts,
+    features,
+)
+
+
+@given(proposes, sessions)
 def test_propose_and_close_survive_the_wire(propose: Propose, session: int) -> None:
     blob = wire.encode_commands([propose, Close(session)]).SerializeToString()
     assert wire.decode_commands(pb.WorkRequest.FromString(blob)) == [propose, Close(session)]
@@ -85,8 +107,16 @@ def test_propose_and_close_survive_the_wire(propose: Propose, session: int) -> N
 
 logprobs = st.builds(TokenLogprobs, floats, floats, st.lists(st.tuples(ids, floats, floats), max_size=3).map(tuple))
 replies = st.one_of(
-    st.builds(Verdict, sessions, ids, tokens, ids, st.lists(logprobs, max_size=3).map(tuple), floats, ids),
-    st.builds(Proposal, sessions, ids, drafts("pool"), floats),
+    st.builds(
+        Verdict,
+        *(sessions, ids, tokens, ids, st.lists(logprobs, max_size=3).map(tuple), floats, ids),
+        draft=drafts("pool"),
+        draft_s=floats,
+        features=features,
+    ),
+    st.builds(
+        Proposal, sessions, ids, drafts("pool"), floats, st.dictionaries(st.text(max_size=9), floats, max_size=3)
+    ),
     st.builds(SessionLost, sessions, ids),
     st.builds(Failed, sessions, st.just("EngineError"), st.text()),
 )

@@ -9,16 +9,22 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specserve import zoo
+from specserve.draft.heads.model import load_heads
+from specserve.draft.ngram.table import load_table
 from specserve.errors import ConfigError
+from specserve.fingerprint import fingerprint
 from specserve.train.artefact import sha256_of
 from specserve.train.target import held_out_loss
 
 MEGABYTE = 2**20
+HEADS = ("heads-r1", "heads-r4")
 
 
 @pytest.fixture(scope="module")
 def models():
-    return {name: AutoModelForCausalLM.from_pretrained(zoo.path(name), dtype=torch.float32) for name in zoo.NAMES}
+    names = [name for name in zoo.NAMES if name not in HEADS]
+    loaded = {name: AutoModelForCausalLM.from_pretrained(zoo.path(name), dtype=torch.float32) for name in names}
+    return loaded | {name: load_heads(zoo.path(name)) for name in HEADS}
 
 
 def provenance(name: str) -> dict:
@@ -26,7 +32,7 @@ def provenance(name: str) -> dict:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(ConfigError, match="target, ar, infill; got 'taget'"):
+    with pytest.raises(ConfigError, match="target, ar, infill, heads-r1, heads-r4; got 'taget'"):
         zoo.path("taget")
 
 
@@ -44,13 +50,15 @@ def test_provenance_matches_the_files(name: str, models: dict):
     assert "model.safetensors" in facts["files"]
     curve = [loss for _, loss in facts["loss_curve"]]
     assert len(curve) <= 200
-    assert curve[-1] < (curve[0] / 2 if name != "infill" else curve[0] - 2)  # it hides more and more of its text
+    # The filler hides more and more of its text; heads start from the target's own law.
+    assert curve[-1] < (curve[0] / 2 if name in ("target", "ar") else curve[0] - 2)
 
 
 def test_sizes(models: dict):
     assert 8e6 <= sum(p.numel() for p in models["target"].parameters()) <= 12e6
     assert sum(p.numel() for p in models["ar"].parameters()) <= 1_000_000
     assert sum(p.numel() for p in models["infill"].parameters()) <= 2_000_000
+    assert sum(p.numel() for name in HEADS for p in models[name].parameters()) <= 2_000_000
     assert sum(f.stat().st_size for f in Path(zoo.__file__).parent.rglob("*.safetensors")) < 32 * MEGABYTE
 
 
@@ -73,6 +81,15 @@ def test_the_drafter_foresees_the_target(models: dict):
     assert provenance("ar")["held_out"]["greedy_agreement"] >= 0.7
 
 
+def test_a_mixture_of_heads_foresees_more_than_independent_ones():
+    """Trained alike, on the same positions of the same texts."""
+    one, best = (provenance(name) for name in HEADS)
+    assert one["plan"] == best["plan"]
+    assert one["shape"] == {**best["shape"], "rank": 1}
+    assert best["held_out"]["greedy_length"] >= 1.05 * one["held_out"]["greedy_length"] > 3
+    assert best["held_out"]["overlap_length"] > 1.03 * one["held_out"]["overlap_length"]
+
+
 def test_the_filler_finds_the_text_that_was_there_likelier_than_other_text():
     """Than other tokens of the same program, by more than a factor of e²; an untrained model finds them alike."""
     from specserve.infill.decode import Decoder
@@ -89,3 +106,18 @@ def test_the_filler_finds_the_text_that_was_there_likelier_than_other_text():
     other = before[::-1][: len(hidden)]
     right, wrong = (sum(decoder.density(decoder.open(gap), tokens)) for tokens in (hidden, other))
     assert right > wrong + 2
+
+
+def test_the_table_is_the_shipped_targets_own(models: dict):
+    file = zoo.table("ngram")
+    table, facts = load_table(file, fingerprint(zoo.path("target"))), json.loads(file.with_suffix(".json").read_text())
+    assert facts["sha256"] == sha256_of(file)
+    tokens = torch.arange(0, table.vocab_size, 500)[:, None]
+    laws = models["target"](tokens).logits[:, -1].softmax(-1)
+    assert laws.argmax(-1).tolist() == table.successors[tokens[:, 0], 0].tolist()
+    assert (255 * laws.max(-1).values).tolist() == pytest.approx(table.chances[tokens[:, 0], 0].tolist(), abs=1)
+
+
+def test_an_unknown_table_is_answered_with_the_known_ones():
+    with pytest.raises(ConfigError, match="one of ngram; got 'bigram'"):
+        zoo.table("bigram")

@@ -1,0 +1,1 @@
+"""Capacity planning: what figures promise, simulated. Nothing here measures anything."""
