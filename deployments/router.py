@@ -16,7 +16,7 @@ import specserve
 from deployments.autoscaling import LATE
 from deployments.leases import ServePort
 from deployments.metrics import Exporter, every_second
-from deployments.worker import tls_files
+from deployments.worker import step_back, tls_files
 from specserve.config import AppConfig, ArConfig, HeadsConfig, NgramConfig, inside, model_dir
 from specserve.errors import ConfigError, InvalidRequest, SpecserveError
 from specserve.serving.infilling import InfillRouter
@@ -59,6 +59,7 @@ class Router:
         self._meter, self._exporter = RouterMeter(time.monotonic()), Exporter((*ROUTER, *DATA_PLANE))
         self._samples = RouterSamples(self._router.stats)
         self._pushing = asyncio.ensure_future(every_second(self._push))
+        step_back()
 
     async def _push(self) -> None:
         self._meter.read(self._router.stats, time.monotonic())
