@@ -22,6 +22,17 @@ class _Bench(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _report(line: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True).print(f"[dim]{line}[/dim]")
+
+
+def _save(results: dict[str, Any], out: Path | None) -> None:
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+
+
 @click.group(cls=_Bench, name="bench")
 def command() -> None:
     """Measure. `specserve bench CONFIG` runs a configuration against its peers."""
@@ -53,13 +64,10 @@ def serve(
     out: Path | None,
 ) -> None:
     """Run CONFIG with speculation off, with each drafter, and `transformers`' own generation, interleaved."""
-    from rich.console import Console
-
     from specserve.bench import prompts, report
     from specserve.bench import serve as bench
     from specserve.bench.load import Workload
 
-    err = Console(stderr=True)
     loaded = prompts.load(prompts_file, limit)
     load = Workload(max_tokens=max_tokens, temperature=temperature)
     with ExitStack() as stack:
@@ -72,7 +80,7 @@ def serve(
             load,
             concurrency=concurrency,
             peers=peers,
-            report=lambda line: err.print(f"[dim]{line}[/dim]"),
+            report=_report,
         )
     results["conditions"] = {
         "config": str(config),
@@ -82,8 +90,7 @@ def serve(
         "inflated_to_million_parameters": inflate,
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
     }
-    if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n")
+    _save(results, out)
     click.echo(report.markdown(results))
     if "identical_to_off" in results:
         click.echo(f"Texts identical to speculation off: {results['identical_to_off']}")
@@ -111,23 +118,19 @@ def exact(
     out: Path | None,
 ) -> None:
     """Compare greedy texts of CONFIG (its target in fp32) with `transformers` generate, for every drafter."""
-    from rich.console import Console
-
     from specserve.bench import exact as check
     from specserve.bench import prompts
     from specserve.bench import serve as bench
 
-    err = Console(stderr=True)
     results = check.run(
         bench.read(config),
         prompts.load(prompts_file, limit),
         max_tokens,
         depths=depths,
         concurrency=concurrency,
-        report=lambda line: err.print(f"[dim]{line}[/dim]"),
+        report=_report,
     )
-    if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n")
+    _save(results, out)
     click.echo(check.markdown(results))
 
 
@@ -176,15 +179,12 @@ def rules(
     out: Path | None,
 ) -> None:
     """Compare the verification rules on the same prompts and seeds, and with the figures of the papers."""
-    from rich.console import Console
-
     from specserve.bench import prompts, rules_report
     from specserve.bench import rules as bench
     from specserve.config import model_dir
 
     if unknown := sorted(set(only) - set(bench.NAMES)):
         raise click.BadParameter(f"must be among {bench.NAMES}; got {', '.join(unknown)}", param_hint="--way")
-    err = Console(stderr=True)
     texts = [prompts.load(path, limit) for path in prompt_files]
     results = bench.run(
         model_dir(target),
@@ -193,7 +193,7 @@ def rules(
         bench.Plan(max_tokens, temperature, samples, batch, pilot, turns, inflate, only),
         device=device,
         dtype=dtype,
-        report=lambda line: err.print(f"[dim]{line}[/dim]"),
+        report=_report,
     )
     results["conditions"] = {
         "target": target,
@@ -206,8 +206,7 @@ def rules(
         "dtype": f"{dtype} on {device}",
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
     }
-    if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n")
+    _save(results, out)
     click.echo(rules_report.markdown(results))
 
 
@@ -231,11 +230,8 @@ def router(
     out: Path | None,
 ) -> None:
     """Measure one router on workers that sleep instead of computing: rounds, openings, memory."""
-    from rich.console import Console
-
     from specserve.bench import router as bench
 
-    err = Console(stderr=True)
     results = bench.run(
         sessions,
         seconds=seconds,
@@ -243,10 +239,9 @@ def router(
         drafters=drafters,
         verify_ms=verify_ms,
         draft_ms=draft_ms,
-        report=lambda line: err.print(f"[dim]{line}[/dim]"),
+        report=_report,
     )
-    if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n")
+    _save(results, out)
     click.echo(bench.markdown(results))
 
 
@@ -261,29 +256,21 @@ def simulation(
     config: Path | None, drafter: str, depth: int, inflate: float | None, seconds: float, out: Path | None
 ) -> None:
     """Compare `specserve plan`'s simulation with the real router on workers that sleep, and with CONFIG if given."""
-    from rich.console import Console
-
     from specserve.bench import serve as bench
     from specserve.bench import simulation as check
     from specserve.bench.watch import Window
     from specserve.cli.demo import PROMPTS
 
-    err = Console(stderr=True)
-
-    def report(line: str) -> None:
-        err.print(f"[dim]{line}[/dim]")
-
     window = Window(seconds)
-    results = {"sleeping": check.sleeping(window, report=report)}
+    results = {"sleeping": check.sleeping(window, report=_report)}
     if config is not None:
         with ExitStack() as stack:
             deployed = bench.read(config)
             if inflate is not None:
                 deployed = bench.inflated(deployed, inflate, stack)
             window = Window(2 * seconds, warm_s=3.0, max_tokens=48)  # a pass takes longer than sleepers' do
-            results["served"] = check.served(deployed, PROMPTS, window, drafter=drafter, depth=depth, report=report)
-    if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n")
+            results["served"] = check.served(deployed, PROMPTS, window, drafter=drafter, depth=depth, report=_report)
+    _save(results, out)
     click.echo("\n".join(f"{name}:\n\n{check.markdown(figures)}" for name, figures in results.items()))
 
 
@@ -321,12 +308,9 @@ def infill(
     out: Path | None,
 ) -> None:
     """Fill gaps one token at a time and by speculation, with and without cached keys, alone and in a batch."""
-    from rich.console import Console
-
     from specserve.bench import infill as bench
     from specserve.config import model_dir
 
-    err = Console(stderr=True)
     results = bench.run(
         model_dir(model),
         problem_files,
@@ -338,7 +322,7 @@ def infill(
         temperature=temperature,
         limit=limit,
         threads=threads,
-        report=lambda line: err.print(f"[dim]{line}[/dim]"),
+        report=_report,
     )
     results["conditions"] = {
         "model": model,
@@ -350,8 +334,7 @@ def infill(
         "threads": threads,
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
     }
-    if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n")
+    _save(results, out)
     click.echo(bench.markdown(results))
 
 
@@ -402,22 +385,19 @@ def ngram(
     Texts are written once by the target; drafters are then played on them, and time is what a measured curve says that
     verification costs. With --wall the target verifies for real.
     """
-    from rich.console import Console
-
     from specserve.bench import ngram as bench
     from specserve.bench import ngram_report, prompts
     from specserve.config import model_dir, table_file
     from specserve.draft.ngram.table import load_table
     from specserve.fingerprint import fingerprint
 
-    err = Console(stderr=True)
     path = model_dir(target)
     results = bench.run(
         path,
         load_table(table_file(table), fingerprint(path)) if table else None,
         {file.name.partition(".")[0]: prompts.load(file, limit) for file in prompt_files},
         bench.Plan(max_tokens, temperature, inflate, wall, sweep, edits, dtype, device),
-        report=lambda line: err.print(f"[dim]{line}[/dim]"),
+        report=_report,
     )
     results["conditions"] = {
         "target": target,
@@ -429,8 +409,7 @@ def ngram(
         "dtype": f"{dtype} on {device}",
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
     }
-    if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n")
+    _save(results, out)
     if sweep:
         ngram_report.heat_map(results, png)
     click.echo(ngram_report.markdown(results))
@@ -475,14 +454,11 @@ def heads(
     """Compare heads of several ranks, used for 2, 4 and 8 tokens, with decoding without, in this process."""
     import tempfile
 
-    from rich.console import Console
-
     from specserve.bench import heads as bench
     from specserve.bench import prompts
     from specserve.config import model_dir
     from specserve.zoo.inflate import inflate as grow
 
-    err = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="specserve-inflated-") as folder:
         directory = model_dir(target)
         if inflate is not None:
@@ -499,7 +475,7 @@ def heads(
             threads=threads,
             device=device,
             dtype=dtype,
-            report=lambda line: err.print(f"[dim]{line}[/dim]"),
+            report=_report,
         )
     results["conditions"] = {
         "target": target,
@@ -513,6 +489,5 @@ def heads(
         "dtype": dtype,
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
     }
-    if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n")
+    _save(results, out)
     click.echo(bench.markdown(results))
